@@ -1,0 +1,34 @@
+# make train   installs into .venv and runs the main job
+# make test    installs into .venv and runs the test suite
+# make lint    checks style and types, the types on the package as users install it
+# make bench   measures, see docs/benchmarks.md
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint bench clean
+
+train: .venv/cli
+	$(BIN)/etude train
+
+test: .venv/test
+	$(BIN)/pytest -n auto
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/installed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/installed .
+	cd build && MYPYPATH=installed ../$(BIN)/mypy --config-file ../pyproject.toml -p etude
+
+bench: .venv/test
+	$(BIN)/python benchmarks/engine_overhead.py
+
+# One stamp per extra: an install happens again when the requirements change.
+.venv/%: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

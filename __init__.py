@@ -1,0 +1,48 @@
+"""etude: an event-driven training engine for PyTorch, with stochastic depth that really saves time.
+
+The names below are loaded when they are first used, so that ``import etude`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from etude.engine import (
+        Algorithm,
+        Callback,
+        Engine,
+        Event,
+        Logger,
+        LoggerDestination,
+        State,
+        Time,
+        Timestamp,
+        TimeUnit,
+        Trace,
+    )
+    from etude.trainer import Trainer
+
+__all__ = [
+    "Algorithm",
+    "Callback",
+    "Engine",
+    "Event",
+    "Logger",
+    "LoggerDestination",
+    "State",
+    "Time",
+    "TimeUnit",
+    "Timestamp",
+    "Trace",
+    "Trainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("etude.trainer" if name == "Trainer" else "etude.engine"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,126 @@
+"""The drop plan: which blocks, or rows of the batch, sit out in a step. Drawn at once, before the forward."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+StochasticMethod = Literal["block", "sample"]
+Draws = Literal["independent", "balanced"]
+
+
+class DropPlan:
+    """The rates of all stochastic blocks of a model and what was drawn from them for one step.
+
+    The decisions are a function of ``(seed, step)`` and, only where ranks are to differ, the rank.
+    No global generator is read or advanced, so whoever knows these numbers can draw the plan again.
+
+    Args:
+        rates: Drop rate of each block, in forward order, in [0, 1].
+        method: ``block`` decides once per block, ``sample`` once per block and row of the batch.
+        draws: ``independent`` decides each on its own (Huang et al. 2016). ``balanced`` is
+            systematic sampling: every rate stays exact, and the number of dropped blocks (of a
+            block's dropped rows, for ``sample``) is within one of its mean at every step.
+        seed: Seed of the run.
+        same_on_all_ranks: Whether every rank drops the same blocks.
+    """
+
+    def __init__(
+        self,
+        rates: Sequence[float],
+        *,
+        method: StochasticMethod,
+        draws: Draws = "independent",
+        seed: int = 0,
+        same_on_all_ranks: bool = True,
+    ) -> None:
+        self.rates = list(rates)
+        self.method = method
+        self.draws = draws
+        self.seed = seed
+        self.same_on_all_ranks = same_on_all_ranks
+        self.dropped_blocks: list[bool] | None = None
+        self._kept_rows: np.ndarray | None = None
+        self._microbatch = slice(None)
+
+    def draw(self, step: int, *, rank: int = 0, num_rows: int = 0) -> None:
+        """Decide for one step.
+
+        Args:
+            step: Number of the optimizer step, from 0.
+            rank: Of this process. Ignored where all ranks are to agree.
+            num_rows: Rows of the batch of this step; needed for the ``sample`` method only.
+        """
+        rank = 0 if self.same_on_all_ranks else rank
+        rates = np.asarray(self.rates)
+        own, shared = self._generator(step, rank, stream=0), self._generator(step, 0, stream=1)
+        if self.method == "block":
+            dropped = _independent(rates, own) if self.draws == "independent" else _balanced(rates, own, shared)
+            self.dropped_blocks = dropped.tolist()
+            return
+        rows_of = _independent_rows if self.draws == "independent" else _balanced_rows
+        self._kept_rows = rows_of(rates, num_rows, own, shared)
+        self._microbatch = slice(0, num_rows)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `draw` was called since the plan was made."""
+        return self.dropped_blocks is not None or self._kept_rows is not None
+
+    def drops_block(self, block: int) -> bool:
+        """Whether `block` sits out (``block`` method)."""
+        assert self.dropped_blocks is not None, "draw() comes first"
+        return self.dropped_blocks[block]
+
+    def set_microbatch(self, start: int, num_rows: int) -> None:
+        """Say which rows of the batch the next forward brings (``sample`` method)."""
+        self._microbatch = slice(start, start + num_rows)
+
+    def kept_rows(self, block: int) -> np.ndarray:
+        """Which rows of the microbatch `block` computes: booleans of shape ``(rows,)``."""
+        assert self._kept_rows is not None, "draw() comes first"
+        return self._kept_rows[block, self._microbatch]
+
+    def dropped_fractions(self) -> list[float]:
+        """For each block, the fraction that sat out in this step: 0 or 1, or a share of the rows."""
+        if self.dropped_blocks is not None:
+            return [float(dropped) for dropped in self.dropped_blocks]
+        assert self._kept_rows is not None, "draw() comes first"
+        return (1 - self._kept_rows.mean(axis=1)).tolist()
+
+    def _generator(self, step: int, rank: int, stream: int) -> np.random.Generator:
+        # Philox is counter-based: the key names the step, the upper half of the counter rank and stream.
+        return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, step], counter=[0, 0, rank, stream]))
+
+
+def _independent(rates: np.ndarray, own: np.random.Generator) -> np.ndarray:
+    return own.random(len(rates)) < rates
+
+
+def _balanced(rates: np.ndarray, own: np.random.Generator, shared: np.random.Generator) -> np.ndarray:
+    """Systematic sampling in a random order of the blocks (Madow 1949, Annals of Math. Statistics 20).
+
+    Lay the rates end to end on a line and mark the points u, u + 1, u + 2, ... for one uniform u: a
+    block whose piece holds a mark is dropped. A piece of length p holds one with probability p. Ranks
+    share u and so the number of marks, but each has its own order.
+    """
+    order = np.argsort(own.random(len(rates)))
+    marks = np.floor(np.cumsum(rates[order]) + shared.random())
+    dropped = np.empty(len(rates), dtype=bool)
+    dropped[order] = np.diff(marks, prepend=0.0) > 0
+    return (dropped & (rates > 0)) | (rates >= 1)  # the ends exactly, however the sum was rounded
+
+
+def _independent_rows(
+    rates: np.ndarray, num_rows: int, own: np.random.Generator, shared: np.random.Generator
+) -> np.ndarray:
+    return own.random((len(rates), num_rows)) >= rates[:, None]
+
+
+def _balanced_rows(
+    rates: np.ndarray, num_rows: int, own: np.random.Generator, shared: np.random.Generator
+) -> np.ndarray:
+    """For each block the mean number of rows, rounded up or down at random so that the rate is exact."""
+    num_kept = np.floor(num_rows * (1 - rates) + shared.random(len(rates)))
+    places = np.argsort(own.random((len(rates), num_rows)), axis=1)
+    return places < num_kept[:, None]

@@ -1,0 +1,167 @@
+"""Stochastic depth as an algorithm: surgery at INIT, rates and drop plan at BATCH_START."""
+
+from typing import Any
+
+import numpy as np
+
+from ...engine import Algorithm, Event, Logger, State, Time
+from .plan import DropPlan, StochasticMethod
+from .rates import DropDistribution, Warmup, check_distribution, check_rate
+from .surgery import check_method, check_target, convert
+
+
+class StochasticDepth(Algorithm):
+    """Train a residual network with blocks that sit out at random (Huang et al. 2016, arXiv:1603.09382).
+
+    The blocks are converted at INIT. At each BATCH_START the rates of that moment are set and one
+    drop plan is drawn for the whole batch, as a function of the seed and the number of the step.
+    Evaluation uses the rates in force at that moment.
+
+    Logs ``stochastic_depth/drop_rate`` (the highest rate in force),
+    ``stochastic_depth/num_stochastic_layers`` and ``stochastic_depth/num_dropped_layers`` (what sat
+    out in the step; with the ``sample`` method the sum over blocks of the share of rows).
+
+    Args:
+        target_layer_name: As in `apply_stochastic_depth`.
+        stochastic_method: As in `apply_stochastic_depth`.
+        drop_rate: As in `apply_stochastic_depth`.
+        drop_distribution: As in `apply_stochastic_depth`.
+        drop_warmup: How long all rates rise in a line from 0: a fraction of the training, a time
+            string in any unit, or a `Time`. The first batch after it has exactly the full rates.
+        use_same_gpu_seed: As in `apply_stochastic_depth`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range; at INIT, if no block matches, the model has
+            stochastic depth already, or the warmup is longer than the training.
+    """
+
+    def __init__(
+        self,
+        target_layer_name: str | None = None,
+        stochastic_method: StochasticMethod = "block",
+        drop_rate: float = 0.2,
+        drop_distribution: DropDistribution = "linear",
+        drop_warmup: float | str | Time = 0.0,
+        use_same_gpu_seed: bool = True,
+    ) -> None:
+        check_target(target_layer_name)
+        check_method(stochastic_method)
+        check_distribution(drop_distribution)
+        self.target_layer_name = target_layer_name
+        self.stochastic_method = stochastic_method
+        self.drop_rate = check_rate(drop_rate)
+        self.drop_distribution = drop_distribution
+        self.warmup = Warmup(drop_warmup)
+        self.use_same_gpu_seed = use_same_gpu_seed
+        self._plan: DropPlan | None = None
+        self._full_rates = np.zeros(0)
+        self._num_steps = 0
+        self._sum_of_rates = np.zeros(0)
+        self._sum_of_drops = np.zeros(0)
+
+    def __repr__(self) -> str:
+        return (
+            f"StochasticDepth({self.target_layer_name!r}, {self.stochastic_method!r}, drop_rate={self.drop_rate}, "
+            f'drop_distribution={self.drop_distribution!r}, drop_warmup="{self.warmup.span}", '
+            f"use_same_gpu_seed={self.use_same_gpu_seed})"
+        )
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """True: the parameters of a dropped block get no gradient in that step."""
+        return True
+
+    @property
+    def expected_drop_rates(self) -> list[float]:
+        """For each block the mean of its rate over the steps done so far; the full rate before the first."""
+        return (self._sum_of_rates / self._num_steps if self._num_steps else self._full_rates).tolist()
+
+    @property
+    def realized_drop_rates(self) -> list[float]:
+        """For each block the share that really sat out over the steps done so far."""
+        return (self._sum_of_drops / max(self._num_steps, 1)).tolist()
+
+    def match(self, event: Event, state: State) -> bool:
+        """INIT for the surgery, the starts for rates and plan, BATCH_END for the log."""
+        return event in _ACTIONS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Act as the event asks."""
+        _ACTIONS[event](self, state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What sat out so far. Rates and plans need not be kept: the timestamp and the seed give them."""
+        return {
+            "num_steps": self._num_steps,
+            "sum_of_rates": self._sum_of_rates.tolist(),
+            "sum_of_drops": self._sum_of_drops.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._num_steps = int(state["num_steps"])
+        self._sum_of_rates = np.array(state["sum_of_rates"], dtype=float)
+        self._sum_of_drops = np.array(state["sum_of_drops"], dtype=float)
+
+    def _convert(self, state: State, logger: Logger) -> None:
+        if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:
+            raise ValueError("algorithms must hold at most one StochasticDepth: a block has one drop rate")
+        self.warmup.check_fits(state)
+        self._plan = convert(
+            state.model,
+            self.target_layer_name,
+            self.stochastic_method,
+            self.drop_rate,
+            self.drop_distribution,
+            self.use_same_gpu_seed,
+            state.seed,
+        )
+        self._full_rates = np.array(self._plan.rates)
+        self._sum_of_rates = np.zeros(len(self._full_rates))
+        self._sum_of_drops = np.zeros(len(self._full_rates))
+        self._set_rates(state, logger)
+
+    def _set_rates(self, state: State, logger: Logger) -> None:
+        self.plan.rates = (self._full_rates * self.warmup(state)).tolist()
+
+    def _draw(self, state: State, logger: Logger) -> None:
+        self._set_rates(state, logger)
+        self.plan.draw(state.timestamp.batch, rank=state.rank, num_rows=state.batch_num_samples)
+
+    def _set_microbatch(self, state: State, logger: Logger) -> None:
+        self.plan.set_microbatch(state.microbatch_start, state.microbatch_num_samples)
+
+    def _log(self, state: State, logger: Logger) -> None:
+        dropped = self.plan.dropped_fractions()
+        self._num_steps += 1
+        self._sum_of_rates += self.plan.rates
+        self._sum_of_drops += dropped
+        logger.log_metrics(
+            {
+                "stochastic_depth/drop_rate": max(self.plan.rates),
+                "stochastic_depth/num_stochastic_layers": len(self.plan.rates),
+                "stochastic_depth/num_dropped_layers": sum(dropped),
+            }
+        )
+
+    @property
+    def plan(self) -> DropPlan:
+        """The rates in force and what was drawn for the step.
+
+        Raises:
+            RuntimeError: Before INIT.
+        """
+        if self._plan is None:
+            raise RuntimeError("StochasticDepth has no drop plan before INIT: give it to a Trainer")
+        return self._plan
+
+
+_ACTIONS = {
+    Event.INIT: StochasticDepth._convert,
+    Event.BATCH_START: StochasticDepth._draw,
+    Event.BEFORE_FORWARD: StochasticDepth._set_microbatch,
+    Event.BATCH_END: StochasticDepth._log,
+    Event.EVAL_START: StochasticDepth._set_rates,
+    Event.FIT_END: StochasticDepth._set_rates,
+}

@@ -1,0 +1,60 @@
+"""The picture of a run: loss, accuracy, and the drops of each block."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def draw_run(rows: list[dict[str, Any]], rates: Sequence[float], realized: Sequence[float], path: Path) -> None:
+    """Draw a run and save it as PNG.
+
+    Args:
+        rows: The rows of ``metrics.jsonl``.
+        rates: The drop rate of each block at the end of the run.
+        realized: The share of the steps (or rows) in which each block sat out.
+        path: Where to save.
+    """
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    loss, accuracy, drops = figure.subplots(1, 3)
+    _draw_loss(loss, rows)
+    _draw_accuracy(accuracy, rows)
+    _draw_drops(drops, rates, realized)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_loss(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    steps, losses = _series(rows, "loss/train/total")
+    axes.plot(steps, losses, color="tab:blue", linewidth=0.8, label="training, each batch")
+    steps, losses = _series(rows, "loss/eval/total")
+    axes.plot(steps, losses, color="tab:orange", marker="o", label="test")
+    axes.set(title="Loss", xlabel="batch", ylabel="cross entropy", yscale="log")
+    axes.legend()
+
+
+def _draw_accuracy(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    steps, accuracies = _series(rows, "metrics/eval/MulticlassAccuracy")
+    percent = [100 * accuracy for accuracy in accuracies]
+    axes.plot(steps, percent, color="tab:orange", marker="o")
+    for step, value in zip(steps, percent, strict=True):
+        axes.annotate(f"{value:.1f}", (step, value), textcoords="offset points", xytext=(0, 6), ha="center")
+    axes.margins(0.12)
+    axes.set(title="Test accuracy", xlabel="batch", ylabel="%")
+
+
+def _draw_drops(axes: Axes, rates: Sequence[float], realized: Sequence[float]) -> None:
+    blocks = range(1, len(rates) + 1)
+    axes.bar(blocks, [100 * share for share in realized], color="tab:blue", alpha=0.6, label="sat out")
+    axes.plot(blocks, [100 * rate for rate in rates], color="black", marker=".", label="drop rate at the end")
+    axes.set(title="Stochastic depth", xlabel="block", ylabel="% of the training")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left")
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]

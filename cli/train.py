@@ -1,0 +1,140 @@
+"""``etude train``: the main job, a residual network with stochastic depth on real images."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+ModelName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+def train(
+    model: ModelName = "resnet50",
+    max_duration: str = "4ep",
+    batch_size: int = 32,
+    image_size: int = 32,
+    lr: float = 2e-3,
+    weight_decay: float = 0.01,
+    drop_rate: float = 0.2,
+    stochastic_method: Literal["block", "sample"] = "block",
+    drop_distribution: Literal["linear", "uniform"] = "linear",
+    drop_warmup: str = "0.0dur",
+    label_smoothing: float = 0.0,
+    device: str | None = None,
+    precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32",
+    device_train_microbatch_size: int | None = None,
+    eval_interval: str = "1ep",
+    seed: int = 0,
+    deterministic_mode: bool = False,
+    channels_last: bool = True,
+    run_name: str | None = None,
+    progress_bar: bool = True,
+) -> None:
+    """Train a ResNet with stochastic depth on the handwritten digits that scikit-learn ships.
+
+    Ends with a table of the results. The folder runs/<run-name> then holds the same numbers
+    (summary.json), the metrics of every batch (metrics.jsonl, metrics.csv), the settings
+    (settings.json) and a picture of the run (run.png).
+
+    Args:
+        model: Which ResNet.
+        max_duration: How long to train, in epochs, batches or samples: 4ep, 180ba, 5748sp.
+        batch_size: Images per optimizer step.
+        image_size: Height and width of the images in pixels.
+        lr: Peak learning rate of the one-cycle schedule (AdamW).
+        weight_decay: Weight decay of AdamW.
+        drop_rate: Probability in [0, 1] that the last block is dropped; 0 trains the plain network.
+        stochastic_method: Drop a block for the whole batch, or for each sample by itself.
+        drop_distribution: Rates that rise linearly with depth, or the same for every block.
+        drop_warmup: How long the rates rise from 0, such as 0.2dur, 1ep or 50ba.
+        label_smoothing: Weight of the uniform distribution in the targets, in [0, 1].
+        device: cpu, gpu or a torch device; by default the GPU where there is one.
+        precision: Full precision, or automatic mixed precision.
+        device_train_microbatch_size: Images per forward and backward pass; by default the whole batch.
+        eval_interval: How often to evaluate, in epochs or batches.
+        seed: Of initialisation, data order and drop plans.
+        deterministic_mode: Use only deterministic kernels.
+        channels_last: Keep the tensors in channels-last memory format, which is faster.
+        run_name: Name of the folder in runs/; by default the model and the time.
+        progress_bar: Show progress on standard error.
+    """
+    check_extras("sklearn", "matplotlib")
+    import torch
+    from torch.optim import AdamW
+    from torch.optim.lr_scheduler import OneCycleLR
+
+    from ..algorithms import LabelSmoothing, StochasticDepth
+    from ..models import composer_resnet
+    from ..trainer import Trainer
+    from ..trainer.checks import check_seed
+    from ..trainer.digits import digits_dataloaders
+    from .report import report
+
+    stochastic_depth = StochasticDepth(
+        stochastic_method=stochastic_method,
+        drop_rate=drop_rate,
+        drop_distribution=drop_distribution,
+        drop_warmup=drop_warmup,
+    )
+    smoothing = [LabelSmoothing(label_smoothing)] if label_smoothing else []
+    train_dataloader, eval_dataloader = digits_dataloaders(batch_size, image_size)
+    num_batches = count_batches(max_duration, train_dataloader)
+
+    torch.manual_seed(check_seed(seed))
+    network = composer_resnet(model, num_classes=10)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    optimizer = AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    run_name = run_name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    trainer = Trainer(
+        network,
+        train_dataloader,
+        eval_dataloader,
+        max_duration,
+        algorithms=[stochastic_depth, *smoothing],
+        optimizers=optimizer,
+        schedulers=OneCycleLR(optimizer, max_lr=lr, total_steps=num_batches),
+        step_schedulers_every_batch=True,
+        device=device,
+        precision=precision,
+        device_train_microbatch_size=device_train_microbatch_size,
+        eval_interval=eval_interval,
+        seed=seed,
+        deterministic_mode=deterministic_mode,
+        run_name=run_name,
+        progress_bar=progress_bar,
+    )
+    trainer.fit()
+    trainer.close()
+    report(Path("runs") / run_name, network, stochastic_depth, image_size)
+
+
+def count_batches(max_duration: str, dataloader: DataLoader[Any]) -> int:
+    """The number of batches that a training of this duration takes."""
+    from ..trainer.checks import check_duration
+
+    duration = check_duration(max_duration, dataloader)
+    assert duration is not None
+    if duration.unit.value == "ba":
+        return int(duration)
+    if duration.unit.value == "ep":
+        return int(duration) * len(dataloader)
+    epochs, samples = divmod(int(duration), len(dataloader.dataset))  # type: ignore[arg-type]  # the digits have a length
+    return epochs * len(dataloader) + math.ceil(samples / (dataloader.batch_size or 1))
+
+
+def check_extras(*modules: str) -> None:
+    """Refuse to begin where a package is missing that the end will need.
+
+    Raises:
+        ValueError: With the command that installs it.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ValueError(f"etude train needs {' and '.join(missing)} installed: pip install 'etude[cli]'")

@@ -1,0 +1,55 @@
+"""The interface of everything that changes how training is done."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .event import Event
+    from .logger import Logger
+    from .state import State
+
+
+class Algorithm(ABC):
+    """A change to training, applied at the events it asks for.
+
+    A new algorithm is two methods::
+
+        class HalveTheLoss(Algorithm):
+            def match(self, event, state):
+                return event is Event.AFTER_LOSS
+
+            def apply(self, event, state, logger):
+                state.loss = state.loss / 2
+    """
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """Whether a step may leave parameters without a gradient (parallel training asks)."""
+        return False
+
+    @abstractmethod
+    def match(self, event: Event, state: State) -> bool:
+        """Whether `apply` shall run at this event. Called at every event: keep it cheap."""
+
+    @abstractmethod
+    def apply(self, event: Event, state: State, logger: Logger) -> int | None:
+        """Act on `state`.
+
+        Returns:
+            An optional exit code, kept in the `Trace` of this event.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep of this algorithm, in plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: If there is something in `state` that this algorithm does not know.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")

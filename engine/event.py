@@ -1,0 +1,102 @@
+"""The moments of a training run at which algorithms and callbacks may act."""
+
+from enum import Enum
+
+
+class Event(str, Enum):
+    """One moment of the training or evaluation loop.
+
+    The loop, with every event where it happens (``Trainer.fit`` does exactly this; a test executes
+    this text and compares):
+
+    .. code-block:: python
+
+        # <INIT>                            once, on the raw model, when the Trainer is built
+        # <FIT_START>
+        for epoch in epochs:
+            # <EPOCH_START>
+            while True:
+                # <BEFORE_DATALOADER>
+                batch = next_batch()
+                if batch is None:           # the dataloader is exhausted
+                    break
+                # <AFTER_DATALOADER>
+                # <BATCH_START>
+                # <BEFORE_TRAIN_BATCH>
+                for microbatch in split(batch):
+                    # <BEFORE_FORWARD>
+                    outputs = model(microbatch)
+                    # <AFTER_FORWARD>
+                    # <BEFORE_LOSS>
+                    loss = model.loss(outputs, microbatch)
+                    # <AFTER_LOSS>
+                    # <BEFORE_BACKWARD>
+                    loss.backward()
+                    # <AFTER_BACKWARD>
+                # <AFTER_TRAIN_BATCH>       the gradients are complete
+                optimizer.step()            # and the timestamp moves on
+                # <BATCH_END>
+                if evaluation_is_due(batch):
+                    evaluate()
+                # <BATCH_CHECKPOINT>
+            # <EPOCH_END>
+            if evaluation_is_due(epoch):
+                evaluate()
+            # <EPOCH_CHECKPOINT>
+        # <FIT_END>
+
+    Evaluation, inside the loop above or by ``Trainer.eval`` (only the latter is *standalone*):
+
+    .. code-block:: python
+
+        if standalone:
+            # <EVAL_STANDALONE_START>
+        # <EVAL_START>
+        while True:
+            # <EVAL_BEFORE_DATALOADER>
+            batch = next_batch()
+            if batch is None:
+                break
+            # <EVAL_AFTER_DATALOADER>
+            # <EVAL_BATCH_START>
+            # <EVAL_BEFORE_FORWARD>
+            outputs = model(batch)
+            # <EVAL_AFTER_FORWARD>
+            # <EVAL_BATCH_END>
+        # <EVAL_END>
+        if standalone:
+            # <EVAL_STANDALONE_END>
+
+    The value of an event is the name of the :class:`Callback` method that answers it.
+    """
+
+    INIT = "init"
+    FIT_START = "fit_start"
+    EPOCH_START = "epoch_start"
+    BEFORE_DATALOADER = "before_dataloader"
+    AFTER_DATALOADER = "after_dataloader"
+    BATCH_START = "batch_start"
+    BEFORE_TRAIN_BATCH = "before_train_batch"
+    BEFORE_FORWARD = "before_forward"
+    AFTER_FORWARD = "after_forward"
+    BEFORE_LOSS = "before_loss"
+    AFTER_LOSS = "after_loss"
+    BEFORE_BACKWARD = "before_backward"
+    AFTER_BACKWARD = "after_backward"
+    AFTER_TRAIN_BATCH = "after_train_batch"
+    BATCH_END = "batch_end"
+    BATCH_CHECKPOINT = "batch_checkpoint"
+    EPOCH_END = "epoch_end"
+    EPOCH_CHECKPOINT = "epoch_checkpoint"
+    FIT_END = "fit_end"
+
+    EVAL_STANDALONE_START = "eval_standalone_start"
+    EVAL_START = "eval_start"
+    EVAL_BEFORE_DATALOADER = "eval_before_dataloader"
+    EVAL_AFTER_DATALOADER = "eval_after_dataloader"
+    EVAL_BATCH_START = "eval_batch_start"
+    EVAL_BEFORE_FORWARD = "eval_before_forward"
+    EVAL_AFTER_FORWARD = "eval_after_forward"
+    EVAL_BATCH_END = "eval_batch_end"
+    EVAL_END = "eval_end"
+    EVAL_STANDALONE_END = "eval_standalone_end"

@@ -1,0 +1,72 @@
+"""Makes a classifier of any network: what the Trainer asks of a model, over a plain ``nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+class ComposerClassifier(nn.Module):
+    """A network with a loss and evaluation metrics, for batches of ``(inputs, targets)``.
+
+    The network itself stays untouched as ``.module``: its ``state_dict`` is what loads anywhere.
+
+    Args:
+        module: Maps inputs ``(N, ...)`` to logits ``(N, num_classes)``.
+        num_classes: Number of classes, at least 2.
+        loss_fn: Called with the logits and the targets; targets are class indices ``(N,)`` or, where
+            an algorithm made them soft, probabilities ``(N, num_classes)``.
+
+    Raises:
+        ValueError: If `num_classes` is not a whole number of at least 2.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        num_classes: int,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    ) -> None:
+        super().__init__()
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
+        self.module = module
+        self.num_classes = num_classes
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Any) -> Tensor:
+        """The logits ``(N, num_classes)`` of the inputs of `batch`."""
+        inputs, _ = _inputs_and_targets(batch)
+        return self.module(inputs)
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        """The mean loss over the batch."""
+        _, targets = _inputs_and_targets(batch)
+        return self.loss_fn(outputs, targets)
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        """Fresh metrics by name: top-1 accuracy in evaluation, nothing in training."""
+        if is_train:
+            return {}
+        # torchmetrics takes seconds to import, and who only trains does not need it.
+        from torchmetrics.classification import MulticlassAccuracy
+
+        return {"MulticlassAccuracy": MulticlassAccuracy(self.num_classes, average="micro")}
+
+    def update_metric(self, batch: Any, outputs: Tensor, metric: Metric) -> None:
+        """Add one batch to `metric`."""
+        _, targets = _inputs_and_targets(batch)
+        metric.update(outputs, targets)
+
+
+def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise ValueError(f"a batch must be a pair (inputs, targets), got a {type(batch).__name__}{size}")
+    return batch[0], batch[1]

@@ -1,0 +1,57 @@
+"""What the trainer does to batches without knowing what is in them: count rows, split, move."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def num_samples(batch: Any) -> int:
+    """The number of rows that all tensors of a batch share.
+
+    Args:
+        batch: A tensor ``(N, ...)``, or tuples, lists and dictionaries of them.
+
+    Raises:
+        ValueError: If there is no tensor inside, or their first dimensions differ.
+    """
+    sizes = {len(tensor) if tensor.dim() else 0 for tensor in _tensors(batch)}
+    if not sizes:
+        raise ValueError(
+            f"a batch must be (inputs, targets), or another nest of tensors; got a {type(batch).__name__} without any"
+        )
+    if len(sizes) > 1:
+        raise ValueError(f"all tensors of a batch must have the same first dimension, got {sorted(sizes)}")
+    return sizes.pop()
+
+
+def split(batch: Any, size: int) -> Iterator[Any]:
+    """The microbatches of `size` rows, the last one perhaps smaller."""
+    for start in range(0, num_samples(batch), size):
+        yield _map(batch, lambda tensor, start=start: tensor[start : start + size])
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch on `device`; the host does not wait for pinned memory."""
+    return _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _map(batch: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, dict):
+        return {key: _map(value, function) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_map(value, function) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_map(value, function) for value in batch)
+    return batch
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (tuple, list, dict)):
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            yield from _tensors(value)

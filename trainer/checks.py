@@ -1,0 +1,139 @@
+"""Refuses what cannot train, before anything is done. Every message names the argument, the rule and the value."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..engine import Time, TimeUnit, as_time
+
+T = TypeVar("T")
+
+
+def check_model(model: Any) -> nn.Module:
+    """A model must be an ``nn.Module`` with ``loss(outputs, batch)``."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    if not callable(getattr(model, "loss", None)):
+        raise TypeError(
+            f"model must have a method loss(outputs, batch), {type(model).__name__} has none; for a classifier of "
+            f"(inputs, targets) wrap it: model = etude.models.ComposerClassifier(model, num_classes=10)"
+        )
+    return model
+
+
+def check_dataloader(dataloader: Any, name: str) -> Iterable[Any] | None:
+    """A dataloader must be iterable and, where it tells its length, not empty."""
+    if dataloader is None:
+        return None
+    if not isinstance(dataloader, Iterable):
+        raise TypeError(f"{name} must be an iterable of batches, got {dataloader!r}")
+    try:
+        length = len(dataloader)  # type: ignore[arg-type]  # TypeError is an answer
+    except TypeError:
+        return dataloader
+    if length == 0:
+        raise ValueError(f"{name} must yield at least one batch, its length is 0")
+    return dataloader
+
+
+def check_duration(max_duration: str | Time | None, train_dataloader: Any) -> Time | None:
+    """A duration must be positive and come together with the data to train on."""
+    if max_duration is None and train_dataloader is None:
+        return None
+    if train_dataloader is None:
+        raise ValueError(f'train_dataloader must be given to train for max_duration="{max_duration}", got None')
+    if max_duration is None:
+        raise ValueError('max_duration must be given with train_dataloader, for example "3ep", got None')
+    duration = as_time(max_duration, "max_duration")
+    if duration.unit is TimeUnit.DURATION:
+        raise ValueError(f'max_duration must be in epochs, batches or samples ("ep", "ba", "sp"), got "{duration}"')
+    if duration <= 0:
+        raise ValueError(f'max_duration must be positive, got "{duration}"')
+    return duration
+
+
+def check_interval(interval: str | Time | None, eval_dataloader: Any) -> Time:
+    """An evaluation interval must be positive, in epochs or batches, and have data to evaluate on."""
+    if interval is None:
+        return Time(1, TimeUnit.EPOCH)
+    if eval_dataloader is None:
+        raise ValueError(f'eval_interval must come with an eval_dataloader to have an effect, got "{interval}"')
+    time = as_time(interval, "eval_interval")
+    if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or time <= 0:
+        raise ValueError(f'eval_interval must be positive and in epochs or batches, got "{time}"')
+    return time
+
+
+def check_microbatch_size(size: int | None) -> int | None:
+    """A microbatch has at least one row."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"device_train_microbatch_size must be a whole number of at least 1, got {size!r}")
+    return size
+
+
+def check_seed(seed: int) -> int:
+    """A seed is a whole number that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    return seed
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """A device must be there; None is the GPU where there is one; ``"gpu"`` is another word for ``"cuda"``."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device("cuda" if device == "gpu" else device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'device must be "cpu", "gpu" or a torch device, got {device!r}') from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be available, got {device!r} and torch sees no GPU")
+    return found
+
+
+def as_sequence(value: Any, kind: type[T], name: str) -> tuple[T, ...]:
+    """One object of a kind, or a sequence of them, as a tuple."""
+    values: Sequence[Any] = () if value is None else (value,) if isinstance(value, kind) else value
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be {kind.__name__} objects, got {value!r}")
+    for item in values:
+        if not isinstance(item, kind):
+            raise TypeError(f"{name} must be {kind.__name__} objects, got {item!r}")
+    return tuple(values)
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
+    """Every parameter of an optimizer must be one of the model."""
+    known = {id(parameter) for parameter in model.parameters()}
+    for optimizer in optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        strangers = sum(id(parameter) not in known for parameter in parameters)
+        if strangers:
+            raise ValueError(
+                f"optimizers must hold parameters of the model only, {type(optimizer).__name__} holds {strangers} of "
+                f"{len(parameters)} that are not among those of {type(model).__name__}"
+            )
+
+
+def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Optimizer]) -> None:
+    """Every scheduler must drive one of the optimizers."""
+    for scheduler in schedulers:
+        if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
+            raise ValueError(
+                f"schedulers must drive one of the optimizers, {type(scheduler).__name__} drives another "
+                f"{type(scheduler.optimizer).__name__}"
+            )
+
+
+def check_run_name(run_name: str) -> str:
+    """A run's name must be one plain folder name, so that it cannot lead out of ``runs``."""
+    if not isinstance(run_name, str) or not re.fullmatch(r"[\w][\w.+-]*", run_name, re.ASCII):
+        raise ValueError(
+            f"run_name must be letters, digits and . _ + -, and start with a letter or digit, got {run_name!r}"
+        )
+    return run_name

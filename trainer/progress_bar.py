@@ -1,0 +1,93 @@
+"""Shows how training goes: a bar in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from ..engine import Logger, LoggerDestination, State, TimeUnit
+from ..engine.logger import Metric
+
+_SECONDS_BETWEEN_LOSSES = 0.5  # reading a loss waits for the device
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class ProgressBar(LoggerDestination):
+    """One bar per epoch on standard error; where that is no terminal, lines at least 30 s apart."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._bar: tqdm[None] | None = None
+        self._loss: Metric | None = None
+        self._shown_at = 0.0
+
+    def log_metrics(self, metrics: Mapping[str, Metric], step: int) -> None:
+        """Keep the training loss to show it."""
+        self._loss = metrics.get("loss/train/total", self._loss)
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """Begin a bar."""
+        self._shown_at = time.monotonic()
+        if self._is_terminal:
+            self._bar = tqdm(desc=_epoch_text(state), total=_batches_to_come(state), unit="ba", file=sys.stderr)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Move on."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update()
+            if now - self._shown_at > _SECONDS_BETWEEN_LOSSES:
+                self._show_loss(now)
+        elif now - self._shown_at > _SECONDS_BETWEEN_LINES:
+            self._shown_at = now
+            self._print_line(state)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """End the bar."""
+        self._end_bar()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Show the results."""
+        self._end_bar()
+        results = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in state.eval_metrics.items())
+        loss = f"  training loss {float(self._loss):.4f}" if self._loss is not None else ""
+        print(
+            f"epoch {state.timestamp.epoch}  batch {state.timestamp.batch}{loss}  evaluation: {results}",
+            file=sys.stderr,
+        )
+
+    def close(self, state: State, logger: Logger) -> None:
+        """End the bar."""
+        self._end_bar()
+
+    def _show_loss(self, now: float) -> None:
+        assert self._bar is not None
+        self._shown_at = now
+        if self._loss is not None:
+            self._bar.set_postfix(loss=f"{float(self._loss):.4f}", refresh=False)
+
+    def _print_line(self, state: State) -> None:
+        total = _batches_to_come(state)
+        batch = f"batch {state.timestamp.batch_in_epoch}" + (f"/{total}" if total else "")
+        loss = f"  loss {float(self._loss):.4f}" if self._loss is not None else ""
+        print(f"{_epoch_text(state)}  {batch}{loss}", file=sys.stderr)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _epoch_text(state: State) -> str:
+    whole = state.max_duration
+    of = f"/{whole.value}" if whole is not None and whole.unit is TimeUnit.EPOCH else ""
+    return f"epoch {state.timestamp.epoch + 1}{of}"
+
+
+def _batches_to_come(state: State) -> int | None:
+    whole = state.max_duration
+    if whole is not None and whole.unit is TimeUnit.BATCH:
+        left = whole.value - state.timestamp.batch + state.timestamp.batch_in_epoch
+        return int(min(left, state.batches_per_epoch or left))
+    return state.batches_per_epoch
