@@ -16,7 +16,7 @@ ModelName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
 
 def train(
     model: ModelName = "resnet50",
-    max_duration: str = "4ep",
+    max_duration: str = "6ep",
     batch_size: int = 32,
     image_size: int = 32,
     lr: float = 2e-3,
@@ -44,7 +44,7 @@ def train(
 
     Args:
         model: Which ResNet.
-        max_duration: How long to train, in epochs, batches or samples: 4ep, 180ba, 5748sp.
+        max_duration: How long to train, in epochs, batches or samples: 6ep, 270ba, 8622sp.
         batch_size: Images per optimizer step.
         image_size: Height and width of the images in pixels.
         lr: Peak learning rate of the one-cycle schedule (AdamW).
@@ -76,6 +76,8 @@ def train(
     from ..trainer.digits import digits_dataloaders
     from .report import report
 
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a positive number, got {lr}")
     stochastic_depth = StochasticDepth(
         stochastic_method=stochastic_method,
         drop_rate=drop_rate,

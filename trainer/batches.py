@@ -1,6 +1,7 @@
 """What the trainer does to batches without knowing what is in them: count rows, split, move."""
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ def num_samples(batch: Any) -> int:
 def split(batch: Any, size: int) -> Iterator[Any]:
     """The microbatches of `size` rows, the last one perhaps smaller."""
     for start in range(0, num_samples(batch), size):
-        yield _map(batch, lambda tensor, start=start: tensor[start : start + size])
+        yield _map(batch, itemgetter(slice(start, start + size)))
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 def digits_dataloaders(
     batch_size: int = 32, image_size: int = 32
-) -> tuple[DataLoader[list[Tensor]], DataLoader[list[Tensor]]]:
+) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
     """Training and test batches of real handwritten digits (Alpaydin and Kaynak 1998, UCI repository).
 
     The split is fixed and stratified, 1,437 to 360 images. The 8x8 grey images are enlarged, given

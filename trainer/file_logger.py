@@ -3,9 +3,9 @@
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class FileLogger(LoggerDestination):
         self.rows_per_write = rows_per_write
         self._rows: dict[int, dict[str, Metric]] = {}
         self._columns: list[str] = []
+        self._jsonl: TextIO | None = None
+        self._csv: TextIO | None = None
         if (self.folder / "metrics.jsonl").exists():
             raise FileExistsError(f"the run's folder must not hold metrics of another run, got {self.folder}")
 
@@ -63,32 +65,43 @@ class FileLogger(LoggerDestination):
         self._write()
 
     def close(self, state: State, logger: Logger) -> None:
-        """Write what there is."""
+        """Write what there is, and close the files."""
         self._write()
+        for file in (self._jsonl, self._csv):
+            if file is not None:
+                file.close()
 
     def _write(self) -> None:
         if not self._rows:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         rows = [{"step": step, **_plain(row)} for step, row in self._rows.items()]
         self._rows.clear()
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        if self._jsonl is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._jsonl = open(self.folder / "metrics.jsonl", "a")  # noqa: SIM115  # open until close()
+        self._jsonl.writelines(json.dumps(row) + "\n" for row in rows)
+        self._jsonl.flush()
         self._write_csv(rows)
 
     def _write_csv(self, rows: list[dict[str, Any]]) -> None:
-        path = self.folder / "metrics.csv"
         new_columns = dict.fromkeys(name for row in rows for name in row if name not in self._columns)
-        earlier: list[dict[str, Any]] = []
-        if new_columns and self._columns:  # the header grows, so the earlier rows are written again under it
+        if new_columns:
+            rows = self._begin_csv(new_columns) + rows
+        assert self._csv is not None
+        csv.DictWriter(self._csv, self._columns).writerows(rows)
+        self._csv.flush()
+
+    def _begin_csv(self, new_columns: Iterable[str]) -> list[dict[str, Any]]:
+        """Begin the file anew under a longer header; the rows that it held are returned."""
+        path, earlier = self.folder / "metrics.csv", []
+        if self._csv is not None:
+            self._csv.close()
             with open(path, newline="") as file:
                 earlier = list(csv.DictReader(file))
         self._columns += new_columns
-        with open(path, "w" if new_columns else "a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            if new_columns:
-                writer.writeheader()
-            writer.writerows(earlier + rows)
+        self._csv = open(path, "w", newline="")  # noqa: SIM115  # open until close()
+        csv.DictWriter(self._csv, self._columns).writeheader()
+        return earlier
 
 
 def _plain(row: Mapping[str, Metric]) -> dict[str, float | int | None]:

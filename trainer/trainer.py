@@ -241,13 +241,14 @@ class Trainer:
 
     def _train_microbatch(self, microbatch: Any, share: float) -> Tensor:
         state, run_event = self.state, self.engine.run_event
+        model: Any = state.model
         state.batch = microbatch
         with autocast(self._precision, state.device):
             run_event(Event.BEFORE_FORWARD)
-            state.outputs = state.model(state.batch)
+            state.outputs = model(state.batch)
             run_event(Event.AFTER_FORWARD)
             run_event(Event.BEFORE_LOSS)
-            state.loss = _check_loss(state.model.loss(state.outputs, state.batch))
+            state.loss = _check_loss(model.loss(state.outputs, state.batch))
             run_event(Event.AFTER_LOSS)
         run_event(Event.BEFORE_BACKWARD)
         loss = state.loss if share == 1.0 else state.loss * share

@@ -5,6 +5,7 @@ The types are named by their import path, so nothing is imported here that a mod
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,17 +45,17 @@ class BlockType:
         return self.after_sum(block, shortcut)
 
 
-def _bottleneck_residual(block: nn.Module, x: Tensor) -> Tensor:
+def _bottleneck_residual(block: Any, x: Tensor) -> Tensor:
     x = block.relu(block.bn1(block.conv1(x)))
     x = block.relu(block.bn2(block.conv2(x)))
     return block.bn3(block.conv3(x))
 
 
-def _projection(block: nn.Module, x: Tensor) -> Tensor:
+def _projection(block: Any, x: Tensor) -> Tensor:
     return x if block.downsample is None else block.downsample(x)
 
 
-def _relu(block: nn.Module, y: Tensor) -> Tensor:
+def _relu(block: Any, y: Tensor) -> Tensor:
     return block.relu(y)
 
 

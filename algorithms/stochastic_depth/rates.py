@@ -61,9 +61,8 @@ class Warmup:
     """
 
     def __init__(self, span: float | str | Time) -> None:
-        if isinstance(span, Real) and not isinstance(span, bool):
-            span = Time(float(span), TimeUnit.DURATION)
-        self.span = as_time(span, "drop_warmup")
+        is_fraction = isinstance(span, (int, float)) and not isinstance(span, bool)
+        self.span = Time(float(span), TimeUnit.DURATION) if is_fraction else as_time(span, "drop_warmup")  # type: ignore
         if self.span < 0:
             raise ValueError(f"drop_warmup must not be negative, got {self.span}")
         if self.span.unit is TimeUnit.DURATION and self.span > 1:

@@ -91,14 +91,15 @@ class StochasticBlock(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy by the plain class, since the class in front of it has no importable name."""
-        build, arguments, *rest = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
+        build, arguments, *rest = reduced
         if build is copyreg.__newobj__:  # type: ignore[attr-defined]  # there, but not in the stubs
             build, arguments = _new_block, (self.plain_class,)
         return (build, arguments, *rest)
 
 
 @cache
-def stochastic_class(plain_class: type[nn.Module]) -> type[StochasticBlock]:
+def stochastic_class(plain_class: Any) -> type[StochasticBlock]:
     """The stochastic version of a registered block class, always the same one.
 
     Raises:
@@ -111,6 +112,6 @@ def stochastic_class(plain_class: type[nn.Module]) -> type[StochasticBlock]:
     return type(f"Stochastic{plain_class.__name__}", (StochasticBlock, plain_class), members)
 
 
-def _new_block(plain_class: type[nn.Module]) -> StochasticBlock:
+def _new_block(plain_class: Any) -> StochasticBlock:
     cls = stochastic_class(plain_class)
     return cls.__new__(cls)

@@ -75,10 +75,10 @@ def convert(
         seed=seed,
         same_on_all_ranks=use_same_gpu_seed,
     )
-    classes = [stochastic_class(type(block)) for block in blocks]
+    classes = [stochastic_class(type(block)) for block in blocks]  # type: ignore[arg-type]  # mypy: a class has no hash
     for index, (block, cls) in enumerate(zip(blocks, classes, strict=True)):
         block.__class__ = cls
-        block.drop_plan, block.drop_index = plan, index  # type: ignore[assignment]  # the class has just changed
+        block.drop_plan, block.drop_index = plan, index
     return plan
 
 
@@ -96,7 +96,7 @@ def remove_stochastic_depth(model: nn.Module) -> nn.Module:
         raise ValueError(f"model must have stochastic depth to remove it, {type(model).__name__} has none")
     for block in blocks:
         del block.drop_plan, block.drop_index
-        block.__class__ = block.plain_class
+        block.__class__ = block.plain_class  # type: ignore[assignment]  # back again
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if isinstance(hook, _DrawBeforeForward):
@@ -123,11 +123,11 @@ def check_target(target_layer_name: str | None) -> None:
         raise ValueError(f"target_layer_name must be one of {', '.join(known)}, got {target_layer_name!r}")
 
 
-def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[nn.Module]:
+def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[Any]:
     check_target(target_layer_name)
     if stochastic_blocks(model):
         raise ValueError("model has stochastic depth already: remove_stochastic_depth(model) comes first")
-    blocks = []
+    blocks: list[Any] = []
     for name, module in model.named_modules():
         for cls in type(module).__mro__:
             block_type = block_type_of(cls)

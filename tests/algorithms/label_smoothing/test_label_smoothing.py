@@ -1,0 +1,79 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import etude.functional as cf
+from etude import Callback, State, Trainer
+from etude.algorithms import LabelSmoothing
+from networks import LinearModel, vectors
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5, 1.0])
+def test_the_loss_equals_torchs_own_label_smoothing(smoothing: float) -> None:
+    logits, target = torch.randn(6, 5), torch.randint(0, 5, (6,))
+    ours = F.cross_entropy(logits, cf.smooth_labels(logits, target, smoothing))
+    assert torch.allclose(ours, F.cross_entropy(logits, target, label_smoothing=smoothing))
+
+
+def test_smoothed_targets_are_probabilities_and_soft_targets_stay_so() -> None:
+    logits, target = torch.randn(6, 5), torch.randint(0, 5, (6,))
+    once = cf.smooth_labels(logits, target, 0.2)
+    twice = cf.smooth_labels(logits, once, 0.2)
+    for soft in (once, twice):
+        assert torch.allclose(soft.sum(1), torch.ones(6))
+        assert (soft > 0).all()
+    assert torch.equal(once.argmax(1), target)
+
+
+def test_training_smooths_and_the_batch_gets_its_targets_back() -> None:
+    seen: list[tuple[float, float, bool]] = []
+
+    class Watch(Callback):
+        def before_backward(self, state: State, logger: Any) -> None:
+            _, targets = state.batch
+            plain = F.cross_entropy(state.outputs, targets)
+            smoothed = F.cross_entropy(state.outputs, targets, label_smoothing=0.3)
+            seen.append((state.loss.item(), smoothed.item(), bool(plain != smoothed)))
+
+    Trainer(
+        LinearModel(),
+        vectors(),
+        max_duration="1ep",
+        algorithms=LabelSmoothing(0.3),
+        callbacks=Watch(),
+        progress_bar=False,
+    ).fit()
+    assert len(seen) == 6
+    for loss, smoothed, differs in seen:
+        assert loss == pytest.approx(smoothed)
+        assert differs
+
+
+def test_evaluation_is_not_smoothed() -> None:
+    model = LinearModel()
+    arguments = {"eval_dataloader": vectors(), "progress_bar": False}
+    plain = Trainer(model, **arguments).eval()
+    smoothed = Trainer(model, algorithms=LabelSmoothing(0.5), **arguments).eval()
+    assert plain == smoothed
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
+def test_smoothing_out_of_range_is_refused(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], got"):
+        LabelSmoothing(smoothing)
+    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], got"):
+        cf.smooth_labels(torch.randn(2, 3), torch.tensor([0, 1]), smoothing)
+
+
+def test_smoothing_that_is_no_number_or_does_nothing_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"smoothing must be a number in \[0, 1\], got 'much'"):
+        LabelSmoothing("much")
+    with pytest.raises(ValueError, match="smoothing must be above 0 to have an effect, got 0"):
+        LabelSmoothing(0)
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"target must be of shape \(4,\) or \(4, 3\) for these logits, got \(2,\)"):
+        cf.smooth_labels(torch.randn(4, 3), torch.tensor([0, 1]))

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+
+import pytest
+
+from etude.cli.main import main
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Which is what keeps it under a second."""
+    code = (
+        "import sys\nfrom etude.cli.main import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "print([m for m in ('torch', 'numpy', 'sklearn', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--drop-rate" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "etude", "--help"], capture_output=True, text=True, check=True)
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--drop-rate", "1.5"], "drop_rate must be in [0, 1], got 1.5"),
+        (["--drop-warmup", "9ep"], 'drop_warmup must not be longer than max_duration="6ep", got "9ep"'),
+        (["--max-duration", "soon"], "max_duration: a time string must be like"),
+        (["--max-duration", "0ep"], 'max_duration must be positive, got "0ep"'),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--image-size", "4"], "image_size must be at least 8"),
+        (["--label-smoothing", "2"], "smoothing must be in [0, 1], got 2.0"),
+        (["--seed", "-1"], "seed must be a whole number from 0"),
+        (["--run-name", "../elsewhere"], "run_name must be letters, digits"),
+        (["--device", "abacus"], "device must be"),
+        (["--lr", "-1"], "lr must be a positive number, got -1.0"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: object,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--model", "resnet50", *arguments])
+    assert exit.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("etude: error: ")
+    assert message in errors
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--model", "resnet51"], ["train", "--drop-rate", "high"], ["dance"], []]
+)
+def test_options_that_cannot_be_read_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err

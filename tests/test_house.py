@@ -1,0 +1,122 @@
+"""The house itself: who imports whom, what is public, and what a wheel contains."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import etude
+
+ROOT = Path(etude.__file__).parent
+ROOMS = ("engine", "models", "algorithms", "trainer", "cli")
+MAY_IMPORT = {
+    "engine": set(),
+    "models": set(),
+    "algorithms": {"engine"},
+    "trainer": {"engine"},
+    "functional": {"algorithms"},
+    "cli": {"engine", "models", "algorithms", "trainer", "functional"},
+}
+FILES = [ROOT / "functional.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    """The other rooms whose names a file imports, wherever in the file."""
+    package = ["etude", *path.relative_to(ROOT).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            target = base + (node.module or "").split(".")
+            names = [[*target, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name[0] == "etude":
+                found.add(next(part for part in [*name[1:], "etude"] if part))
+    return found - {path.relative_to(ROOT).parts[0].removesuffix(".py")}
+
+
+def test_there_are_files_to_look_at() -> None:
+    assert len(FILES) > 25
+    assert rooms_imported_by(ROOT / "trainer" / "trainer.py") == {"engine"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert rooms_imported_by(path) <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_short_enough_to_read(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    "name", ["etude", "etude.engine", "etude.models", "etude.algorithms", "etude.trainer", "etude.functional"]
+)
+def test_public_names_exist_once_and_are_documented(name: str) -> None:
+    module = importlib.import_module(name)
+    assert sorted(module.__all__) == sorted(set(module.__all__))
+    assert module.__all__
+    for public in module.__all__:
+        thing = getattr(module, public)
+        assert thing.__doc__ or public == "Pass"
+
+
+def test_the_face_is_what_the_readme_promises() -> None:
+    expected = {"Algorithm", "Callback", "Engine", "Event", "Logger", "LoggerDestination", "State", "Time", "TimeUnit"}
+    assert set(etude.__all__) == expected | {"Timestamp", "Trace", "Trainer"}
+    import etude.functional as cf
+    from etude import algorithms, models
+
+    assert {"StochasticDepth", "LabelSmoothing"} <= set(algorithms.__all__)
+    assert {"composer_resnet", "cifar_resnet", "ComposerClassifier"} <= set(models.__all__)
+    assert {"apply_stochastic_depth", "remove_stochastic_depth", "expected_savings", "smooth_labels"} <= set(cf.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Orchestra'"):
+        _ = etude.Orchestra
+
+
+def test_importing_etude_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "tyro", "sklearn")
+    code = f"import sys, etude, etude.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_wheel_contains_every_module_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    tracked = [*FILES, *ROOT.glob("*.py"), *ROOT.rglob("README.md")]
+    tracked += [ROOT / name for name in ("setup.cfg", "pyproject.toml", "LICENSE", "py.typed")]
+    for path in tracked:
+        relative = path.relative_to(ROOT)
+        if relative.parts[0] in ("docs", "benchmarks", "tests") or relative.parts[0].startswith((".", "build")):
+            continue
+        (source / relative).parent.mkdir(parents=True, exist_ok=True)
+        (source / relative).write_bytes(path.read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        source,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
+    modules = {f"etude/{path.relative_to(ROOT).as_posix()}" for path in FILES + sorted(ROOT.glob("*.py"))}
+    cards = {f"etude/algorithms/{path.parent.name}/README.md" for path in (ROOT / "algorithms").glob("*/README.md")}
+    assert len(cards) == 2
+    assert packed == modules | cards | {"etude/py.typed"}
