@@ -1,6 +1,23 @@
 """The functional form of every algorithm, for a training loop of your own: ``import etude.functional as cf``."""
 
 from .algorithms.label_smoothing import smooth_labels
-from .algorithms.stochastic_depth import apply_stochastic_depth, expected_savings, remove_stochastic_depth
+from .algorithms.stochastic_depth import (
+    apply_stochastic_depth,
+    compile_stochastic_blocks,
+    expected_savings,
+    fold_stochastic_depth,
+    register_residual_block,
+    remove_stochastic_depth,
+    stochastic_blocks,
+)
 
-__all__ = ["apply_stochastic_depth", "expected_savings", "remove_stochastic_depth", "smooth_labels"]
+__all__ = [
+    "apply_stochastic_depth",
+    "compile_stochastic_blocks",
+    "expected_savings",
+    "fold_stochastic_depth",
+    "register_residual_block",
+    "remove_stochastic_depth",
+    "smooth_labels",
+    "stochastic_blocks",
+]

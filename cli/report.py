@@ -37,8 +37,8 @@ def summarise(
         "num_stochastic_layers": len(expected),
         "expected_share_of_dropped_blocks": sum(expected) / len(expected),
         "realized_share_of_dropped_blocks": sum(realized) / len(realized),
-        "expected_share_of_training_macs_saved": savings.share(expected),
-        "realized_share_of_training_macs_saved": savings.share(realized),
+        "expected_share_of_training_macs_saved": savings.share("macs", expected),
+        "realized_share_of_training_macs_saved": savings.share("macs", realized),
     }
 
 

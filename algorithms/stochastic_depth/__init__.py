@@ -1,7 +1,25 @@
 """Stochastic depth (Huang et al. 2016): the algorithm, its functional form, and what they are made of."""
 
-from .savings import Savings, expected_savings
+from .block_types import register_residual_block
+from .fold import fold_stochastic_depth
+from .savings import BlockCost, Savings, expected_savings
+from .schedules import ProgressiveLayerDrop, StartLate, StopEarly, Warmup
 from .stochastic_depth import StochasticDepth
-from .surgery import apply_stochastic_depth, remove_stochastic_depth
+from .surgery import apply_stochastic_depth, compile_stochastic_blocks, remove_stochastic_depth, stochastic_blocks
 
-__all__ = ["Savings", "StochasticDepth", "apply_stochastic_depth", "expected_savings", "remove_stochastic_depth"]
+__all__ = [
+    "BlockCost",
+    "ProgressiveLayerDrop",
+    "Savings",
+    "StartLate",
+    "StochasticDepth",
+    "StopEarly",
+    "Warmup",
+    "apply_stochastic_depth",
+    "compile_stochastic_blocks",
+    "expected_savings",
+    "fold_stochastic_depth",
+    "register_residual_block",
+    "remove_stochastic_depth",
+    "stochastic_blocks",
+]

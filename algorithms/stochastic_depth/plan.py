@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 
 StochasticMethod = Literal["block", "sample"]
 Draws = Literal["independent", "balanced"]
+Scaling = Literal["evaluation", "training"]
 
 
 class DropPlan:
@@ -23,6 +25,8 @@ class DropPlan:
             block's dropped rows, for ``sample``) is within one of its mean at every step.
         seed: Seed of the run.
         same_on_all_ranks: Whether every rank drops the same blocks.
+        scaling: Where the expectation is kept: in ``evaluation`` the branch counts ``1 - rate`` (Huang
+            et al. 2016), or in ``training`` ``1 / (1 - rate)`` (as timm and torchvision do).
     """
 
     def __init__(
@@ -33,15 +37,28 @@ class DropPlan:
         draws: Draws = "independent",
         seed: int = 0,
         same_on_all_ranks: bool = True,
+        scaling: Scaling = "evaluation",
     ) -> None:
-        self.rates = list(rates)
         self.method = method
+        self.scaling = scaling
+        self.set_rates(rates)
         self.draws = draws
         self.seed = seed
         self.same_on_all_ranks = same_on_all_ranks
         self.dropped_blocks: list[bool] | None = None
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
+        self._is_open = False
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Put new rates in force, one per block.
+
+        Raises:
+            ValueError: If one is 1 while training is scaled, which would divide by zero.
+        """
+        if self.scaling == "training" and max(rates) >= 1:
+            raise ValueError(f'drop_rate must be below 1 with scaling="training", got {max(rates)}')
+        self.rates = list(rates)
 
     def draw(self, step: int, *, rank: int = 0, num_rows: int = 0) -> None:
         """Decide for one step.
@@ -50,7 +67,10 @@ class DropPlan:
             step: Number of the optimizer step, from 0.
             rank: Of this process. Ignored where all ranks are to agree.
             num_rows: Rows of the batch of this step; needed for the ``sample`` method only.
+
+        The plan is then open: blocks may run in training until `close`.
         """
+        self._is_open = True
         rank = 0 if self.same_on_all_ranks else rank
         rates = np.asarray(self.rates)
         own, shared = self._generator(step, rank, stream=0), self._generator(step, 0, stream=1)
@@ -62,15 +82,37 @@ class DropPlan:
         self._kept_rows = rows_of(rates, num_rows, own, shared)
         self._microbatch = slice(0, num_rows)
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether `draw` was called since the plan was made."""
-        return self.dropped_blocks is not None or self._kept_rows is not None
+    def close(self) -> None:
+        """End the step: from here on a training forward is an error until the next draw."""
+        self._is_open = False
 
-    def drops_block(self, block: int) -> bool:
-        """Whether `block` sits out (``block`` method)."""
+    def check_open(self) -> None:
+        """Refuse a training forward that no plan was drawn for.
+
+        A block that is computed again in the backward pass (activation checkpointing) runs by the plan
+        of its forward, which is still there.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        if not self._is_open and not is_in_backward():
+            raise RuntimeError(
+                "no drop plan was drawn for this forward: call the model that stochastic depth was applied to, "
+                "not a part of it"
+            )
+
+    def block_scale(self, block: int) -> float:
+        """What the branch of `block` counts in this step: 0 where it sits out (``block`` method)."""
         assert self.dropped_blocks is not None, "draw() comes first"
-        return self.dropped_blocks[block]
+        return 0.0 if self.dropped_blocks[block] else self.row_scale(block)
+
+    def row_scale(self, block: int) -> float:
+        """What the branch of `block` counts in training where it is kept."""
+        return 1.0 if self.scaling == "evaluation" else 1 / (1 - self.rates[block])
+
+    def evaluation_scale(self, block: int) -> float:
+        """What the branch of `block` counts in evaluation."""
+        return 1 - self.rates[block] if self.scaling == "evaluation" else 1.0
 
     def set_microbatch(self, start: int, num_rows: int) -> None:
         """Say which rows of the batch the next forward brings (``sample`` method)."""
@@ -91,6 +133,11 @@ class DropPlan:
     def _generator(self, step: int, rank: int, stream: int) -> np.random.Generator:
         # Philox is counter-based: the key names the step, the upper half of the counter rank and stream.
         return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, step], counter=[0, 0, rank, stream]))
+
+
+def is_in_backward() -> bool:
+    """Whether autograd is running this code, as it does to compute a checkpointed forward again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _independent(rates: np.ndarray, own: np.random.Generator) -> np.ndarray:

@@ -1,12 +1,10 @@
-"""Drop rates over depth and over time."""
+"""Drop rates over depth: from one `drop_rate` to the rate of each block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Literal
 
-from ...engine import State, Time, TimeUnit, as_time
-
-DropDistribution = Literal["linear", "uniform"]
+DropDistribution = Literal["linear", "uniform"] | Sequence[float] | Callable[[int, int], float]
 
 _DISTRIBUTIONS: dict[str, Callable[[int, int], float]] = {
     "linear": lambda block, num_blocks: block / num_blocks,
@@ -15,17 +13,41 @@ _DISTRIBUTIONS: dict[str, Callable[[int, int], float]] = {
 
 
 def rates_over_depth(drop_rate: float, drop_distribution: DropDistribution, num_blocks: int) -> list[float]:
-    """The drop rate of each block, first to last.
+    """The drop rate of each block, first to last: `drop_rate` times a multiplier.
 
     Args:
-        drop_rate: Of the last block, in [0, 1].
-        drop_distribution: ``linear`` gives block l of L the rate ``l / L * drop_rate`` for l = 1..L
-            (Huang et al. 2016, equation 4 in terms of drop instead of survival), ``uniform`` gives
-            every block `drop_rate`.
-        num_blocks: The number L.
+        drop_rate: In [0, 1]; with the named distributions that of the last block.
+        drop_distribution: ``linear`` multiplies for block l of L by ``l / L`` (Huang et al. 2016,
+            equation 4 in terms of drop instead of survival), ``uniform`` by 1; a sequence gives the L
+            multipliers, and a function is called with l from 1 to L, and with L.
+        num_blocks: The number L, at least 1.
+
+    Raises:
+        TypeError: If a multiplier is not a number.
+        ValueError: If there are not L multipliers, or one leads to a rate outside [0, 1].
     """
-    share = _DISTRIBUTIONS[drop_distribution]
-    return [drop_rate * share(block, num_blocks) for block in range(1, num_blocks + 1)]
+    if isinstance(drop_distribution, str):
+        drop_distribution = _DISTRIBUTIONS[drop_distribution]
+    if callable(drop_distribution):
+        multipliers = [drop_distribution(block, num_blocks) for block in range(1, num_blocks + 1)]
+    else:
+        multipliers = list(drop_distribution)
+    if len(multipliers) != num_blocks:
+        raise ValueError(
+            f"drop_distribution must give one multiplier for each of the {num_blocks} blocks, got {len(multipliers)}"
+        )
+    return [_rate(drop_rate, multiplier, block) for block, multiplier in enumerate(multipliers, start=1)]
+
+
+def _rate(drop_rate: float, multiplier: float, block: int) -> float:
+    if isinstance(multiplier, bool) or not isinstance(multiplier, Real):
+        raise TypeError(f"drop_distribution must give numbers, got {multiplier!r} for block {block}")
+    rate = drop_rate * float(multiplier)
+    if not 0 <= rate <= 1:
+        raise ValueError(
+            f"drop_distribution must lead to rates in [0, 1], got {multiplier!r} * {drop_rate} for block {block}"
+        )
+    return rate
 
 
 def check_rate(drop_rate: float) -> float:
@@ -42,52 +64,11 @@ def check_rate(drop_rate: float) -> float:
     return float(drop_rate)
 
 
-def check_distribution(drop_distribution: str) -> None:
-    """Refuse an unknown distribution with a ValueError."""
-    if drop_distribution not in _DISTRIBUTIONS:
+def check_distribution(drop_distribution: DropDistribution) -> None:
+    """Refuse what is neither a known distribution, nor a sequence, nor a function, with a ValueError."""
+    is_list = isinstance(drop_distribution, Sequence) and not isinstance(drop_distribution, str)
+    if not is_list and not callable(drop_distribution) and drop_distribution not in _DISTRIBUTIONS:
         known = ", ".join(map(repr, _DISTRIBUTIONS))
-        raise ValueError(f"drop_distribution must be one of {known}, got {drop_distribution!r}")
-
-
-class Warmup:
-    """The factor on all rates over time: from 0 at the first batch in a line to 1 at the end of `span`.
-
-    Args:
-        span: A `Time`, a time string, or a number that is a fraction of the whole training.
-
-    Raises:
-        TypeError: If `span` is none of these.
-        ValueError: If it is negative, of an unknown unit, or a fraction above 1.
-    """
-
-    def __init__(self, span: float | str | Time) -> None:
-        is_fraction = isinstance(span, (int, float)) and not isinstance(span, bool)
-        self.span = Time(float(span), TimeUnit.DURATION) if is_fraction else as_time(span, "drop_warmup")  # type: ignore
-        if self.span < 0:
-            raise ValueError(f"drop_warmup must not be negative, got {self.span}")
-        if self.span.unit is TimeUnit.DURATION and self.span > 1:
-            raise ValueError(f"drop_warmup must not be longer than the training, got {self.span}")
-
-    def check_fits(self, state: State) -> None:
-        """Refuse a warmup that the training never finishes.
-
-        Raises:
-            ValueError: If it is longer than ``state.max_duration``, or cannot be measured in it.
-        """
-        if not self.span:
-            return
-        state.progress(self.span)  # raises where an epoch has no known length
-        span, whole = self.span, state.max_duration
-        if whole is None:
-            return
-        if span.unit is whole.unit:
-            is_longer = span > whole
-        else:
-            span_in_epochs, whole_in_epochs = state.in_epochs(span), state.in_epochs(whole)
-            is_longer = span_in_epochs is not None and whole_in_epochs is not None and span_in_epochs > whole_in_epochs
-        if is_longer:
-            raise ValueError(f'drop_warmup must not be longer than max_duration="{whole}", got "{span}"')
-
-    def __call__(self, state: State) -> float:
-        """The factor in [0, 1] for the batch that comes next; exactly 1 from the end of the span on."""
-        return min(1.0, state.progress(self.span)) if self.span else 1.0
+        raise ValueError(
+            f"drop_distribution must be one of {known}, a sequence or a function, got {drop_distribution!r}"
+        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def replace_rows(x: Tensor, chosen: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
+def replace_rows(x: Tensor, chosen: np.ndarray, function: Callable[[Tensor], Tensor], dim: int = 0) -> Tensor:
     """Give the chosen rows to `function` and put what it returns in their place.
 
     Runs of neighbouring rows are moved as one piece by ``split`` and ``cat``, because their
@@ -15,25 +15,26 @@ def replace_rows(x: Tensor, chosen: np.ndarray, function: Callable[[Tensor], Ten
     tensors of zeros in the backward pass, and its kernels cost up to four times a copy on a CPU.
 
     Args:
-        x: A batch ``(N, ...)``.
+        x: A batch with N rows in dimension `dim`.
         chosen: Booleans ``(N,)`` on the host, of which at least one and not all are true.
-        function: Maps ``(K, ...)``, the K chosen rows in order, to new rows ``(K, ...)``.
+        function: Maps the K chosen rows, in order, to K new rows.
+        dim: The dimension that counts the rows.
 
     Returns:
-        A new batch ``(N, ...)``.
+        A new batch of the shape of `x`.
     """
     sizes = _run_lengths(chosen)
-    pieces = list(x.split(sizes))
+    pieces = list(x.split(sizes, dim))
     first = 0 if chosen[0] else 1
-    new = function(torch.cat(pieces[first::2]))
-    pieces[first::2] = new.split(sizes[first::2])
-    return torch.cat(pieces)
+    new = function(torch.cat(pieces[first::2], dim))
+    pieces[first::2] = new.split(sizes[first::2], dim)
+    return torch.cat(pieces, dim)
 
 
-def take_rows(x: Tensor, chosen: np.ndarray) -> Tensor:
-    """The chosen rows of a batch ``(N, ...)``, in order, as a new tensor."""
+def take_rows(x: Tensor, chosen: np.ndarray, dim: int = 0) -> Tensor:
+    """The chosen rows of a batch, in order, as a new tensor."""
     first = 0 if chosen[0] else 1
-    return torch.cat(x.split(_run_lengths(chosen))[first::2])
+    return torch.cat(x.split(_run_lengths(chosen), dim)[first::2], dim)
 
 
 def _run_lengths(chosen: np.ndarray) -> list[int]:

@@ -1,65 +1,86 @@
 """What stochastic depth saves: the cost of every block, counted, and the share of it that is dropped."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .stochastic_block import StochasticBlock
-from .surgery import stochastic_blocks
+from .block_types import Branch
+from .surgery import remove_stochastic_depth, stochastic_blocks
+
+Resource = Literal["macs", "gradient_bytes", "activation_bytes"]
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One stochastic block.
+    """What one residual branch costs, the part of a block that is dropped.
 
     Args:
-        name: Its place in the model.
+        name: The block's place in the model, with the number of the branch where it has several.
         drop_rate: Its rate in force, in [0, 1].
-        macs: Multiply-accumulates per sample of the residual branch, the part that is dropped.
+        macs: Multiply-accumulates of a forward pass, per sample.
+        parameters: Number of trainable parameters.
+        gradient_bytes: Bytes of their gradients.
+        activation_bytes: Bytes that a forward pass keeps for the backward pass, per sample.
     """
 
     name: str
     drop_rate: float
     macs: int
+    parameters: int
+    gradient_bytes: int
+    activation_bytes: int
 
 
 @dataclass(frozen=True)
 class Savings:
-    """The counted cost of a model and what dropping saves of it.
+    """The counted cost of a model and what dropping saves of it. All shares are in [0, 1].
 
     Args:
-        blocks: The stochastic blocks, in forward order.
-        total_macs: Multiply-accumulates per sample of a forward pass with every block kept.
+        blocks: The costs of what can be dropped, in forward order.
+        macs: Multiply-accumulates of a forward pass of the whole model, per sample.
+        gradient_bytes: Bytes of all gradients.
+        activation_bytes: Bytes that a forward pass keeps for the backward pass, per sample.
     """
 
     blocks: tuple[BlockCost, ...]
-    total_macs: int
+    macs: int
+    gradient_bytes: int
+    activation_bytes: int
 
     @property
     def expected(self) -> float:
-        """The fraction of the training MACs that the rates in force save on average, in [0, 1]."""
-        return self.share([block.drop_rate for block in self.blocks])
+        """The share of the training compute that the rates in force save on average."""
+        return self.share("macs", self.rates)
 
     @property
     def maximal(self) -> float:
-        """The fraction that would be saved if every stochastic block were dropped always."""
-        return self.share([1.0] * len(self.blocks))
+        """The share that would be saved if everything were dropped that can be."""
+        return self.share("macs", [1.0] * len(self.blocks))
 
-    def share(self, dropped: Sequence[float]) -> float:
-        """The fraction of the training MACs saved if of each block this share sits out.
+    @property
+    def rates(self) -> list[float]:
+        """The rates in force."""
+        return [block.drop_rate for block in self.blocks]
 
-        A backward pass costs about twice a forward pass in every layer alike, so the fraction of the
-        forward MACs is also that of training.
+    def share(self, resource: Resource, dropped: Sequence[float]) -> float:
+        """The share of a resource that is saved if of each block this part sits out.
+
+        A backward pass costs about twice a forward pass in every layer alike, so the share of the
+        forward MACs is also that of training. Gradient bytes are saved where a block is dropped for
+        the whole batch, not by single rows.
 
         Args:
+            resource: ``macs``, ``gradient_bytes`` or ``activation_bytes``.
             dropped: For each block a number in [0, 1].
         """
-        return sum(b.macs * share for b, share in zip(self.blocks, dropped, strict=True)) / self.total_macs
+        saved = sum(getattr(block, resource) * part for block, part in zip(self.blocks, dropped, strict=True))
+        return saved / getattr(self, resource)
 
 
 def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) -> Savings:
@@ -72,26 +93,92 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
         input_shape: Shape of one sample, ``(C, H, W)`` for images.
 
     Raises:
-        ValueError: If the model has no stochastic depth.
+        ValueError: If the model has no stochastic depth, or cannot take a sample of that shape.
     """
-    blocks = stochastic_blocks(model)
-    if not blocks:
+    if not stochastic_blocks(model):
         raise ValueError(f"model must have stochastic depth to save anything, {type(model).__name__} has none")
-    shadow = _shadow(model).eval()
-    names = {block: name for name, block in shadow.named_modules() if isinstance(block, StochasticBlock)}
-    for block in names:
-        block.drop_plan.rates = [0.0] * len(blocks)
-    inputs: dict[nn.Module, Any] = {}
-    for block in names:
-        block.register_forward_pre_hook(lambda module, args: inputs.__setitem__(module, args[0]))
-    dtype = next(model.parameters()).dtype
-    sample = torch.empty(1, *input_shape, dtype=dtype, device="meta")
-    total = _macs(lambda: shadow((sample, None) if hasattr(model, "loss") else sample))
-    costs = (
-        BlockCost(names[twin], block.drop_rate, _macs(lambda twin=twin: twin.block_type.residual(twin, inputs[twin])))
-        for block, twin in zip(blocks, stochastic_blocks(shadow), strict=True)
+    shadow = _shadow(model).train()
+    branches = {block: (block.block_type.branches, block.drop_indices) for block in stochastic_blocks(shadow)}
+    rates = stochastic_blocks(model)[0].drop_plan.rates
+    remove_stochastic_depth(shadow)
+    sample = torch.empty(_NUM_SAMPLES, *input_shape, dtype=next(model.parameters()).dtype, device="meta")
+    batch = (sample, None) if hasattr(model, "loss") else sample
+    inputs: dict[nn.Module, tuple[Any, Any]] = {}
+    for block in branches:
+        block.register_forward_pre_hook(partial(_keep_input, inputs), with_kwargs=True)
+    names = {module: name for name, module in shadow.named_modules()}
+    try:
+        macs = _macs(lambda: shadow(batch))
+    except RuntimeError as error:
+        raise ValueError(
+            f"input_shape must be the shape of one sample of the model, got {tuple(input_shape)}"
+        ) from error
+    return Savings(
+        tuple(
+            cost
+            for block in branches
+            for cost in _branch_costs(names[block], block, *branches[block], rates, inputs[block])
+        ),
+        macs,
+        _gradient_bytes(shadow.parameters()),
+        _activation_bytes(lambda: shadow(batch)),
     )
-    return Savings(tuple(costs), total)
+
+
+_NUM_SAMPLES = 2  # BatchNorm in training needs two
+
+
+def _branch_costs(
+    name: str,
+    block: nn.Module,
+    branches: Sequence[Branch],
+    indices: Sequence[int],
+    rates: Sequence[float],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Iterator[BlockCost]:
+    args, kwargs = arguments
+    for number, (branch, index) in enumerate(zip(branches, indices, strict=True)):
+        run = partial(branch.residual, block, *args, **kwargs)
+        parameters = _parameters_of(block, run)
+        yield BlockCost(
+            name=name if len(branches) == 1 else f"{name}[{number}]",
+            drop_rate=rates[index],
+            macs=_macs(run),
+            parameters=sum(parameter.numel() for parameter in parameters),
+            gradient_bytes=_gradient_bytes(parameters),
+            activation_bytes=_activation_bytes(run),
+        )
+
+
+def _parameters_of(block: nn.Module, run: Callable[[], Tensor]) -> list[nn.Parameter]:
+    """The parameters of a block that a branch computes with."""
+    trainable = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        found = torch.autograd.grad(run().sum(), trainable, allow_unused=True)
+    return [parameter for parameter, gradient in zip(trainable, found, strict=True) if gradient is not None]
+
+
+def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+
+
+def _activation_bytes(run: Callable[[], Tensor]) -> int:
+    """Bytes per sample of what is saved for the backward pass, each storage once, parameters apart."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = run()
+    del output
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) // _NUM_SAMPLES
+
+
+def _keep_input(inputs: dict[nn.Module, Any], module: nn.Module, args: Any, kwargs: Any) -> None:
+    inputs.setdefault(module, (args, kwargs))
 
 
 def _shadow(model: nn.Module) -> nn.Module:
@@ -106,7 +193,7 @@ def _without_data(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _macs(run: Any) -> int:
+def _macs(run: Callable[[], Tensor]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 // _NUM_SAMPLES

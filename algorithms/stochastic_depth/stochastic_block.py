@@ -1,8 +1,11 @@
 """A residual block with stochastic depth: what `forward` does once a block is converted."""
 
 import copyreg
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import count
+from types import FunctionType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block_types import BlockType, block_type_of
+from .block_types import BlockType, Branch, block_type_of
 from .plan import DropPlan
+from .rates import check_rate
 from .rows import replace_rows, take_rows
 
 
@@ -25,77 +29,130 @@ class StochasticBlock(nn.Module):
     plain_class: ClassVar[type[nn.Module]]
     block_type: ClassVar[BlockType]
     drop_plan: DropPlan
-    drop_index: int
+    drop_indices: tuple[int, ...]  # for each branch its place in the plan
 
     @property
     def drop_rate(self) -> float:
-        """The rate in force, in [0, 1]."""
-        return self.drop_plan.rates[self.drop_index]
+        """The rate in force, in [0, 1]; of the last branch where the branches have their own."""
+        return self.drop_plan.rates[self.drop_indices[-1]]
 
-    def forward(self, x: Tensor) -> Tensor:
+    @drop_rate.setter
+    def drop_rate(self, rate: float) -> None:
+        rates = list(self.drop_plan.rates)
+        for index in self.drop_indices:
+            rates[index] = check_rate(rate)
+        self.drop_plan.set_rates(rates)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run or sit out as the drop plan says; in evaluation run with the branch times 1 - rate.
 
         Huang et al. 2016, equations 2 and 5, arXiv:1603.09382.
         """
-        if not self.training:
-            return self._scaled(x, 1 - self.drop_rate)
         plan = self.drop_plan
-        if not plan.is_drawn:
-            raise RuntimeError(
-                "no drop plan was drawn for this forward: call the model that stochastic depth was applied to, "
-                "not a part of it"
-            )
-        if plan.method == "sample":
-            return self._forward_rows(x, plan.kept_rows(self.drop_index))
-        if plan.drops_block(self.drop_index):
-            return self.block_type.dropped(self, x)
-        return super().forward(x)
+        if not self.training:
+            return self._run(x, [plan.evaluation_scale(index) for index in self.drop_indices], args, kwargs)
+        plan.check_open()
+        if plan.method == "block":
+            return self._run(x, [plan.block_scale(index) for index in self.drop_indices], args, kwargs)
+        return self._run_rows(x, args, kwargs)
 
-    def _scaled(self, x: Tensor, scale: float) -> Tensor:
-        if scale == 1:
-            return super().forward(x)
-        if scale == 0:
-            return self.block_type.dropped(self, x)
-        residual = self.block_type.residual(self, x)
-        summed = torch.add(self.block_type.shortcut(self, x), residual, alpha=scale)
-        return self.block_type.after_sum(self, summed)
+    def compile_branches(self, **options: Any) -> None:
+        """Compile the block's own forward and its residual branches; what decides stays outside."""
+        cls = self.plain_class
+        self._compiled = {"forward": torch.compile(_own_code(cls.forward), **options)}
+        for number, branch in enumerate(self.block_type.branches):
+            self._compiled[f"residual{number}"] = torch.compile(_own_code(branch.residual), **options)
 
-    def _forward_rows(self, x: Tensor, kept: np.ndarray) -> Tensor:
+    def _run(self, x: Tensor, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
+        """The block with each residual branch times its scale."""
+        if all(scale == 1 for scale in scales):
+            return self._plain_forward(x, *args, **kwargs)
+        for branch, scale in zip(self._branches(), scales, strict=True):
+            x = branch.run(self, x, scale, *args, **kwargs)
+        return x
+
+    def _run_rows(self, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Compute the kept rows only; the others take the shortcut."""
-        if len(kept) != len(x):
+        plan, indices, branches = self.drop_plan, self.drop_indices, self._branches()
+        scales = [plan.row_scale(index) for index in indices]
+        whole_rows = len(set(indices)) == 1 and all(branch.input_is_final(self) for branch in branches)
+        if whole_rows and not self.block_type.changes_shape(self):
+            kept = self._kept_rows(indices[0], x)
+            return self._on_rows(x, kept, args, kwargs, lambda rows, a, k: self._run(rows, scales, a, k))
+        for branch, index, scale in zip(branches, indices, scales, strict=True):
+            x = self._branch_on_rows(branch, x, self._kept_rows(index, x), scale, args, kwargs)
+        return x
+
+    def _kept_rows(self, index: int, x: Tensor) -> np.ndarray:
+        kept, num_rows = self.drop_plan.kept_rows(index), x.shape[self.block_type.batch_dim(self)]
+        if len(kept) != num_rows:
             raise ValueError(
                 f'stochastic_method="sample" needs one row per sample: {len(kept)} samples were drawn for, '
-                f"{type(self).__name__} got {len(x)} rows"
+                f"{type(self).__name__} got {num_rows} rows"
             )
-        if kept.all():
-            return super().forward(x)
+        return kept
+
+    def _on_rows(self, x: Tensor, kept: np.ndarray, args: Any, kwargs: Any, function: Callable[..., Tensor]) -> Tensor:
+        """Replace the kept rows by the function of them."""
         if not kept.any():
-            return self.block_type.dropped(self, x)
-        plain_forward = super().forward
-        shortcut = self.block_type.shortcut(self, x)
-        if shortcut is x and self.block_type.input_is_final:
-            return replace_rows(x, kept, lambda rows: self._compute(plain_forward, rows, x, kept))
-        residual = self._compute(lambda rows: self.block_type.residual(self, rows), take_rows(x, kept), x, kept)
-        return self.block_type.after_sum(self, replace_rows(shortcut, kept, lambda rows: rows + residual))
+            return x
+        if kept.all():
+            return function(x, args, kwargs)
+        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
+        dim = self.block_type.batch_dim(self)
+        return replace_rows(
+            x, kept, lambda rows: self._in_company(rows, x, kept, lambda r: function(r, args, kwargs)), dim
+        )
 
-    def _compute(self, function: Callable[[Tensor], Tensor], rows: Tensor, x: Tensor, kept: np.ndarray) -> Tensor:
-        """Apply `function` to the kept rows, with company for a single row where BatchNorm needs it.
+    def _branch_on_rows(
+        self, branch: Branch, x: Tensor, kept: np.ndarray, scale: float, args: Any, kwargs: Any
+    ) -> Tensor:
+        """One branch, where rows that are dropped must still go through its shortcut and what follows."""
+        if not kept.any():
+            return branch.drop(self, x)
+        if kept.all():
+            return branch.run(self, x, scale, *args, **kwargs)
+        dim = self.block_type.batch_dim(self)
+        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
+        shortcut = branch.shortcut(self, x)
+        residual = self._in_company(
+            take_rows(x, kept, dim), x, kept, lambda rows: branch.residual(self, rows, *args, **kwargs)
+        )
+        summed = replace_rows(shortcut, kept, lambda rows: torch.add(rows, residual, alpha=scale), dim)
+        return branch.after_sum(self, summed)
 
-        The statistics of one row of 1x1 maps do not exist. A neighbour is then computed along with
-        the row and its result thrown away, so that the rate stays exact.
+    def _in_company(self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply `function` to the kept rows, a single one together with a neighbour if BatchNorm needs it.
+
+        The statistics of one row of 1x1 maps do not exist. The neighbour's result is thrown away, so
+        that the rate stays exact.
         """
         if len(rows) > 1 or not any(isinstance(module, _BatchNorm) for module in self.modules()):
             return function(rows)
         neighbour = (int(kept.argmax()) + 1) % len(kept)
         return function(torch.cat([rows, x[neighbour : neighbour + 1].detach()]))[:1]
 
+    def _plain_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if "_compiled" in self.__dict__:
+            return self._compiled["forward"](self, x, *args, **kwargs)
+        return super().forward(x, *args, **kwargs)
+
+    def _branches(self) -> Sequence[Branch]:
+        if "_compiled" not in self.__dict__:
+            return self.block_type.branches
+        return [
+            replace(branch, residual=self._compiled[f"residual{number}"])
+            for number, branch in enumerate(self.block_type.branches)
+        ]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy by the plain class, since the class in front of it has no importable name."""
         reduced: Any = super().__reduce_ex__(protocol)
-        build, arguments, *rest = reduced
+        build, arguments, state, *rest = reduced
         if build is copyreg.__newobj__:  # type: ignore[attr-defined]  # there, but not in the stubs
             build, arguments = _new_block, (self.plain_class,)
-        return (build, arguments, *rest)
+            state = {name: value for name, value in state.items() if name != "_compiled"}
+        return (build, arguments, state, *rest)
 
 
 @cache
@@ -108,10 +165,35 @@ def stochastic_class(plain_class: Any) -> type[StochasticBlock]:
     block_type = block_type_of(plain_class)
     if block_type is None:
         raise ValueError(f"{plain_class.__module__}.{plain_class.__qualname__} is not a registered residual block")
-    members = {"plain_class": plain_class, "block_type": block_type, "__module__": __name__}
+    gate = torch.compiler.disable(StochasticBlock.forward, reason=_WHY_NO_WHOLE_GRAPH)
+    members = {"plain_class": plain_class, "block_type": block_type, "forward": gate, "__module__": __name__}
     return type(f"Stochastic{plain_class.__name__}", (StochasticBlock, plain_class), members)
+
+
+_WHY_NO_WHOLE_GRAPH = (
+    "stochastic depth decides at every step which blocks run, so no single graph holds the model; "
+    "compile the blocks with cf.compile_stochastic_blocks(model), or the model without fullgraph=True"
+)
 
 
 def _new_block(plain_class: Any) -> StochasticBlock:
     cls = stochastic_class(plain_class)
     return cls.__new__(cls)
+
+
+def _own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A copy of a function with a code object of its own.
+
+    torch.compile keeps its graphs by code object and allows eight each, too few for blocks of different
+    shapes that share one ``forward``.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    code = function.__code__
+    code = code.replace(co_name=f"{code.co_name}_{next(_numbers)}")
+    copied = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+_numbers = count()

@@ -1,13 +1,15 @@
 """Stochastic depth as an algorithm: surgery at INIT, rates and drop plan at BATCH_START."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ...engine import Algorithm, Event, Logger, State, Time
-from .plan import DropPlan, StochasticMethod
-from .rates import DropDistribution, Warmup, check_distribution, check_rate
-from .surgery import check_method, check_target, convert
+from .plan import Draws, DropPlan, Scaling, StochasticMethod
+from .rates import DropDistribution
+from .schedules import DropSchedule, Schedule, Warmup, as_schedules
+from .surgery import DropUnit, check_settings, convert
 
 
 class StochasticDepth(Algorithm):
@@ -29,11 +31,18 @@ class StochasticDepth(Algorithm):
         drop_warmup: How long all rates rise in a line from 0: a fraction of the training, a time
             string in any unit, or a `Time`. The first batch after it has exactly the full rates.
         use_same_gpu_seed: As in `apply_stochastic_depth`.
+        drop_schedule: Further factors on all rates over time: `StartLate`, `StopEarly`,
+            `ProgressiveLayerDrop`, a function of the elapsed fraction of training that returns a number
+            in [0, 1], or several of these, which multiply.
+        draws: As in `apply_stochastic_depth`.
+        scaling: As in `apply_stochastic_depth`.
+        drop_unit: As in `apply_stochastic_depth`.
+        protect_projections: As in `apply_stochastic_depth`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is out of its range; at INIT, if no block matches, the model has
-            stochastic depth already, or the warmup is longer than the training.
+            stochastic depth already, or a schedule does not fit the training.
     """
 
     def __init__(
@@ -44,16 +53,26 @@ class StochasticDepth(Algorithm):
         drop_distribution: DropDistribution = "linear",
         drop_warmup: float | str | Time = 0.0,
         use_same_gpu_seed: bool = True,
+        *,
+        drop_schedule: DropSchedule = None,
+        draws: Draws = "independent",
+        scaling: Scaling = "evaluation",
+        drop_unit: DropUnit = "block",
+        protect_projections: bool = False,
     ) -> None:
-        check_target(target_layer_name)
-        check_method(stochastic_method)
-        check_distribution(drop_distribution)
-        self.target_layer_name = target_layer_name
-        self.stochastic_method = stochastic_method
-        self.drop_rate = check_rate(drop_rate)
-        self.drop_distribution = drop_distribution
-        self.warmup = Warmup(drop_warmup)
-        self.use_same_gpu_seed = use_same_gpu_seed
+        self.settings: dict[str, Any] = {
+            "target_layer_name": target_layer_name,
+            "stochastic_method": stochastic_method,
+            "drop_rate": drop_rate,
+            "drop_distribution": drop_distribution,
+            "use_same_gpu_seed": use_same_gpu_seed,
+            "draws": draws,
+            "scaling": scaling,
+            "drop_unit": drop_unit,
+            "protect_projections": protect_projections,
+        }
+        check_settings(**self.settings)
+        self.schedules: tuple[Schedule, ...] = (Warmup(drop_warmup), *as_schedules(drop_schedule))
         self._plan: DropPlan | None = None
         self._full_rates = np.zeros(0)
         self._num_steps = 0
@@ -61,11 +80,8 @@ class StochasticDepth(Algorithm):
         self._sum_of_drops = np.zeros(0)
 
     def __repr__(self) -> str:
-        return (
-            f"StochasticDepth({self.target_layer_name!r}, {self.stochastic_method!r}, drop_rate={self.drop_rate}, "
-            f'drop_distribution={self.drop_distribution!r}, drop_warmup="{self.warmup.span}", '
-            f"use_same_gpu_seed={self.use_same_gpu_seed})"
-        )
+        settings = [f"{name}={value!r}" for name, value in self.settings.items()]
+        return f"StochasticDepth({', '.join(settings)}, schedules={list(self.schedules)})"
 
     @property
     def find_unused_parameters(self) -> bool:
@@ -107,23 +123,17 @@ class StochasticDepth(Algorithm):
     def _convert(self, state: State, logger: Logger) -> None:
         if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:
             raise ValueError("algorithms must hold at most one StochasticDepth: a block has one drop rate")
-        self.warmup.check_fits(state)
-        self._plan = convert(
-            state.model,
-            self.target_layer_name,
-            self.stochastic_method,
-            self.drop_rate,
-            self.drop_distribution,
-            self.use_same_gpu_seed,
-            state.seed,
-        )
+        for schedule in self.schedules:
+            schedule.check(state)
+        self._plan = convert(state.model, seed=state.seed, **self.settings)
         self._full_rates = np.array(self._plan.rates)
         self._sum_of_rates = np.zeros(len(self._full_rates))
         self._sum_of_drops = np.zeros(len(self._full_rates))
         self._set_rates(state, logger)
 
     def _set_rates(self, state: State, logger: Logger) -> None:
-        self.plan.rates = (self._full_rates * self.warmup(state)).tolist()
+        factor = math.prod(schedule(state) for schedule in self.schedules)
+        self.plan.set_rates((self._full_rates * factor).tolist())
 
     def _draw(self, state: State, logger: Logger) -> None:
         self._set_rates(state, logger)
@@ -133,6 +143,7 @@ class StochasticDepth(Algorithm):
         self.plan.set_microbatch(state.microbatch_start, state.microbatch_num_samples)
 
     def _log(self, state: State, logger: Logger) -> None:
+        self.plan.close()
         dropped = self.plan.dropped_fractions()
         self._num_steps += 1
         self._sum_of_rates += self.plan.rates

@@ -1,14 +1,23 @@
 """Puts stochastic depth into a model and takes it out again, block by block, in place."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .block_types import BLOCK_TYPES, block_type_of
-from .plan import DropPlan, StochasticMethod
+from .block_types import BlockType, block_type_of, known_names
+from .plan import Draws, DropPlan, Scaling, StochasticMethod, is_in_backward
 from .rates import DropDistribution, check_distribution, check_rate, rates_over_depth
 from .stochastic_block import StochasticBlock, stochastic_class
+
+DropUnit = Literal["block", "branch"]
+
+_CHOICES = {
+    "stochastic_method": ("block", "sample"),
+    "draws": ("independent", "balanced"),
+    "scaling": ("evaluation", "training"),
+    "drop_unit": ("block", "branch"),
+}
 
 
 def apply_stochastic_depth(
@@ -19,13 +28,18 @@ def apply_stochastic_depth(
     drop_distribution: DropDistribution = "linear",
     use_same_gpu_seed: bool = True,
     *,
+    draws: Draws = "independent",
+    scaling: Scaling = "evaluation",
+    drop_unit: DropUnit = "block",
+    protect_projections: bool = False,
     seed: int = 0,
 ) -> nn.Module:
     """Give the residual blocks of a model stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     The model is changed in place: same modules, same parameters, same ``state_dict``, so an
-    optimizer made before stays valid. Each converted block has a ``.drop_rate``. Every forward of
-    `model` in training mode draws anew which blocks sit out, from a generator of its own.
+    optimizer made before stays valid. Each converted block has a ``.drop_rate``, which may be set.
+    Every forward of `model` in training mode draws anew which blocks sit out, from a generator of its
+    own.
 
     Args:
         model: Any model with registered residual blocks inside.
@@ -35,51 +49,84 @@ def apply_stochastic_depth(
             by itself. Both compute only what is kept.
         drop_rate: Probability in [0, 1] that the last block is dropped.
         drop_distribution: ``"linear"`` from ``drop_rate / L`` at the first of L blocks to
-            `drop_rate` at the last, or ``"uniform"``.
+            `drop_rate` at the last, ``"uniform"``, L multipliers of `drop_rate`, or a function of l
+            (1..L) and L that gives one.
         use_same_gpu_seed: Whether all ranks of a distributed run drop the same blocks.
+        draws: ``"independent"`` (Huang et al.), or ``"balanced"``: the same rates with hardly any
+            variation in how much is dropped from step to step.
+        scaling: ``"evaluation"`` multiplies by 1 - rate there (Huang et al.), ``"training"`` by
+            1 / (1 - rate) here.
+        drop_unit: For blocks of several residual branches (transformers): drop the ``"block"``, or
+            each ``"branch"`` by itself.
+        protect_projections: Never drop a block whose shortcut is not the identity.
         seed: Of the draws; the same on all ranks.
 
     Returns:
         `model` itself.
 
     Raises:
-        TypeError: If `drop_rate` is not a number.
+        TypeError: If a number is expected and something else given.
         ValueError: If an argument is out of its range, no block matches, or the model has
             stochastic depth already. The model is then unchanged.
     """
-    plan = convert(model, target_layer_name, stochastic_method, drop_rate, drop_distribution, use_same_gpu_seed, seed)
-    model.register_forward_pre_hook(_DrawBeforeForward(plan), with_kwargs=True)
+    plan = convert(
+        model,
+        seed=seed,
+        target_layer_name=target_layer_name,
+        stochastic_method=stochastic_method,
+        drop_rate=drop_rate,
+        drop_distribution=drop_distribution,
+        use_same_gpu_seed=use_same_gpu_seed,
+        draws=draws,
+        scaling=scaling,
+        drop_unit=drop_unit,
+        protect_projections=protect_projections,
+    )
+    first = stochastic_blocks(model)[0]
+    draw = _DrawBeforeForward(plan, batch_dim=first.block_type.batch_dim(first))
+    model.register_forward_pre_hook(draw, with_kwargs=True)
+    model.register_forward_hook(_CloseAfterForward(plan), always_call=True)
     return model
 
 
-def convert(
-    model: nn.Module,
-    target_layer_name: str | None,
-    stochastic_method: StochasticMethod,
-    drop_rate: float,
-    drop_distribution: DropDistribution,
-    use_same_gpu_seed: bool,
-    seed: int,
-) -> DropPlan:
+def convert(model: nn.Module, *, seed: int, **settings: Any) -> DropPlan:
     """Convert the blocks of a model without deciding who draws: the caller draws the returned plan.
 
     Arguments and errors are those of `apply_stochastic_depth`.
     """
-    check_method(stochastic_method)
-    check_distribution(drop_distribution)
-    rate = check_rate(drop_rate)
-    blocks = _find_blocks(model, target_layer_name)
+    check_settings(**settings)
+    blocks = _find_blocks(model, settings["target_layer_name"])
+    indices = _place(blocks, settings["drop_unit"])
+    rates = rates_over_depth(float(settings["drop_rate"]), settings["drop_distribution"], indices[-1][-1] + 1)
+    if settings["protect_projections"]:
+        _protect(blocks, indices, rates)
     plan = DropPlan(
-        rates_over_depth(rate, drop_distribution, len(blocks)),
-        method=stochastic_method,
+        rates,
+        method=settings["stochastic_method"],
+        draws=settings["draws"],
         seed=seed,
-        same_on_all_ranks=use_same_gpu_seed,
+        same_on_all_ranks=settings["use_same_gpu_seed"],
+        scaling=settings["scaling"],
     )
     classes = [stochastic_class(type(block)) for block in blocks]  # type: ignore[arg-type]  # mypy: a class has no hash
-    for index, (block, cls) in enumerate(zip(blocks, classes, strict=True)):
+    for block, cls, places in zip(blocks, classes, indices, strict=True):
         block.__class__ = cls
-        block.drop_plan, block.drop_index = plan, index
+        block.drop_plan, block.drop_indices = plan, places
     return plan
+
+
+def check_settings(**settings: Any) -> None:
+    """Refuse what is wrong with the arguments of `apply_stochastic_depth` whatever the model is."""
+    target = settings["target_layer_name"]
+    if target is not None and target not in known_names():
+        raise ValueError(f"target_layer_name must be one of {', '.join(known_names())}, got {target!r}")
+    for name, choices in _CHOICES.items():
+        if settings[name] not in choices:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {settings[name]!r}")
+    rate = check_rate(settings["drop_rate"])
+    if rate == 1 and settings["scaling"] == "training":
+        raise ValueError(f'drop_rate must be below 1 with scaling="training", got {rate}')
+    check_distribution(settings["drop_distribution"])
 
 
 def remove_stochastic_depth(model: nn.Module) -> nn.Module:
@@ -95,13 +142,39 @@ def remove_stochastic_depth(model: nn.Module) -> nn.Module:
     if not blocks:
         raise ValueError(f"model must have stochastic depth to remove it, {type(model).__name__} has none")
     for block in blocks:
-        del block.drop_plan, block.drop_index
+        block.__dict__.pop("_compiled", None)
+        del block.drop_plan, block.drop_indices
         block.__class__ = block.plain_class  # type: ignore[assignment]  # back again
     for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, _DrawBeforeForward):
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, (_DrawBeforeForward, _CloseAfterForward)):
+                    del hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+                    module._forward_hooks_always_called.pop(key, None)
+    return model
+
+
+def compile_stochastic_blocks(model: nn.Module, **options: Any) -> nn.Module:
+    """Compile what the blocks compute, each by itself; which of them run is decided outside.
+
+    No graph breaks inside a block, and nothing is compiled again when rates or plans change.
+
+    Args:
+        model: A model with stochastic depth.
+        options: For ``torch.compile``, such as ``mode`` or ``backend``.
+
+    Returns:
+        `model` itself, changed in place. Copies and pickles of it are not compiled.
+
+    Raises:
+        ValueError: If the model has no stochastic depth.
+    """
+    blocks = stochastic_blocks(model)
+    if not blocks:
+        raise ValueError(f"model must have stochastic depth to compile its blocks, {type(model).__name__} has none")
+    for block in blocks:
+        block.compile_branches(**options)
     return model
 
 
@@ -110,21 +183,39 @@ def stochastic_blocks(model: nn.Module) -> list[StochasticBlock]:
     return [module for module in model.modules() if isinstance(module, StochasticBlock)]
 
 
-def check_method(stochastic_method: str) -> None:
-    """Refuse an unknown method with a ValueError."""
-    if stochastic_method not in ("block", "sample"):
-        raise ValueError(f"stochastic_method must be 'block' or 'sample', got {stochastic_method!r}")
+def _place(blocks: list[Any], drop_unit: DropUnit) -> list[tuple[int, ...]]:
+    """For each block the places of its branches in the plan."""
+    places, place = [], 0
+    for block in blocks:
+        num_branches = len(_type_of(block).branches)
+        step = num_branches if drop_unit == "branch" else 1
+        places.append(tuple(range(place, place + step)) if drop_unit == "branch" else (place,) * num_branches)
+        place += step
+    if drop_unit == "branch" and place == len(blocks):
+        raise ValueError("drop_unit must be 'block' for blocks of a single branch, got 'branch'")
+    return places
 
 
-def check_target(target_layer_name: str | None) -> None:
-    """Refuse a name that no registered block type has, with a ValueError."""
-    known = [block_type.name for block_type in BLOCK_TYPES.values()]
-    if target_layer_name is not None and target_layer_name not in known:
-        raise ValueError(f"target_layer_name must be one of {', '.join(known)}, got {target_layer_name!r}")
+def _protect(blocks: list[Any], places: list[tuple[int, ...]], rates: list[float]) -> None:
+    """Give the rate 0 to the blocks whose shortcut is more than the identity."""
+    protected = [_type_of(block).changes_shape(block) for block in blocks]
+    if not any(protected) or all(protected):
+        which = "all" if all(protected) else "none"
+        raise ValueError(
+            f"protect_projections must protect some blocks and leave others, got a model where it is {which}"
+        )
+    for is_protected, indices in zip(protected, places, strict=True):
+        for index in indices if is_protected else ():
+            rates[index] = 0.0
+
+
+def _type_of(block: nn.Module) -> BlockType:
+    block_type = block_type_of(type(block))
+    assert block_type is not None, "only registered blocks are found"
+    return block_type
 
 
 def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[Any]:
-    check_target(target_layer_name)
     if stochastic_blocks(model):
         raise ValueError("model has stochastic depth already: remove_stochastic_depth(model) comes first")
     blocks: list[Any] = []
@@ -136,26 +227,56 @@ def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[Any]:
             if cls is not type(module):
                 raise ValueError(
                     f"model.{name} is a {type(module).__qualname__}, a subclass of {cls.__qualname__}: only blocks of "
-                    f"exactly a registered type are converted, since a subclass may compute something else"
+                    f"exactly a registered type are converted, since a subclass may compute something else; "
+                    f"register_residual_block({type(module).__qualname__}, ...) says what it computes"
                 )
             blocks.append(module)
     if not blocks:
-        wanted = target_layer_name or " or ".join(block_type.name for block_type in BLOCK_TYPES.values())
-        raise ValueError(f"model must contain blocks of type {wanted}, {type(model).__name__} contains none")
+        raise ValueError(_nothing_found(model, target_layer_name))
     return blocks
+
+
+def _nothing_found(model: nn.Module, target_layer_name: str | None) -> str:
+    wanted = target_layer_name or " or ".join(known_names())
+    classes = {type(module) for module in model.modules()}
+    known = sorted(block_type.name for cls in classes if (block_type := block_type_of(cls)) is not None)
+    similar = sorted(cls.__qualname__ for cls in classes if _looks_residual(cls))
+    message = f"model must contain blocks of type {wanted}, {type(model).__name__} contains none"
+    if known:
+        message += f"; of the known types it has {', '.join(known)}"
+    elif similar:
+        message += f"; {', '.join(similar)} may be residual: register_residual_block(...) makes such a class known"
+    return message
+
+
+def _looks_residual(cls: type[nn.Module]) -> bool:
+    name = cls.__name__.lower()
+    return any(part in name for part in ("block", "bottleneck", "residual", "encoderlayer", "decoderlayer"))
 
 
 class _DrawBeforeForward:
     """A forward pre-hook that draws the plan, for a model that no Trainer drives."""
 
-    def __init__(self, plan: DropPlan) -> None:
+    def __init__(self, plan: DropPlan, batch_dim: int) -> None:
         self.plan = plan
+        self.batch_dim = batch_dim
         self.step = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
-            self.plan.draw(self.step, rank=_rank(), num_rows=_num_rows((args, kwargs)) or 0)
+        # A forward that is computed again for its backward pass keeps the plan it had.
+        if module.training and not is_in_backward():
+            self.plan.draw(self.step, rank=_rank(), num_rows=_num_rows((args, kwargs), self.batch_dim) or 0)
             self.step += 1
+
+
+class _CloseAfterForward:
+    """A forward hook that ends the step."""
+
+    def __init__(self, plan: DropPlan) -> None:
+        self.plan = plan
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.plan.close()
 
 
 def _rank() -> int:
@@ -163,12 +284,12 @@ def _rank() -> int:
     return torch.distributed.get_rank() if is_distributed else 0
 
 
-def _num_rows(values: Any) -> int | None:
-    """The first dimension of the first tensor somewhere inside."""
+def _num_rows(values: Any, batch_dim: int) -> int | None:
+    """The size in `batch_dim` of the first tensor somewhere inside."""
     if isinstance(values, Tensor):
-        return len(values) if values.dim() else None
+        return values.shape[batch_dim] if values.dim() > batch_dim else None
     if isinstance(values, dict):
         values = values.values()
     elif not isinstance(values, (tuple, list)):
         return None
-    return next((rows for value in values if (rows := _num_rows(value)) is not None), None)
+    return next((rows for value in values if (rows := _num_rows(value, batch_dim)) is not None), None)

@@ -1,17 +1,6 @@
 import pytest
 
-from etude import State, Time, Timestamp
-from etude.algorithms.stochastic_depth.rates import Warmup, check_rate, rates_over_depth
-from networks import vectors
-
-
-def state_at(batch: int, max_duration: str, batches_per_epoch: int = 6) -> State:
-    """A state after `batch` batches of 4 samples."""
-    epoch, batch_in_epoch = divmod(batch, batches_per_epoch)
-    timestamp = Timestamp(epoch, batch, 4 * batch, batch_in_epoch, 4 * batch_in_epoch)
-    dataloader = vectors(4 * batches_per_epoch, 4)
-    duration = Time.from_timestring(max_duration)
-    return State(model=None, max_duration=duration, train_dataloader=dataloader, timestamp=timestamp)
+from etude.algorithms.stochastic_depth.rates import check_rate, rates_over_depth
 
 
 def test_linear_rates_follow_huang_et_al() -> None:
@@ -28,71 +17,6 @@ def test_linear_rates_end_at_exactly_the_drop_rate_and_drop_a_quarter_of_the_dep
 
 def test_uniform_rates_are_all_the_drop_rate() -> None:
     assert rates_over_depth(0.3, "uniform", 5) == [0.3] * 5
-
-
-@pytest.mark.parametrize("max_duration", ["10ep", "60ba", "240sp"])
-@pytest.mark.parametrize(
-    ("warmup", "end"), [("0.2dur", 12), (0.2, 12), ("3ep", 18), ("50ba", 50), ("48sp", 12), ("1ba", 1), ("1.0dur", 60)]
-)
-def test_warmup_is_linear_per_batch_and_exact_at_its_end(warmup: str | float, end: int, max_duration: str) -> None:
-    factor = Warmup(warmup)
-    factors = [factor(state_at(batch, max_duration)) for batch in range(61)]
-    assert factors[0] == 0
-    assert factors[:end] == pytest.approx([batch / end for batch in range(end)])
-    assert factors[end:] == [1.0] * (61 - end)
-
-
-@pytest.mark.parametrize("batches_per_epoch", [3, 7, 10, 45])
-@pytest.mark.parametrize("percent", [10, 20, 30, 70, 90])
-def test_no_rounding_delays_the_end_of_a_fractional_warmup(batches_per_epoch: int, percent: int) -> None:
-    """The first batch at or after the fraction has the full rate, whatever the numbers."""
-    total = 3 * batches_per_epoch
-    end = -(-percent * total // 100)
-    factor = Warmup(f"{percent / 100}dur")
-    assert factor(state_at(end, "3ep", batches_per_epoch)) == 1.0
-    assert factor(state_at(end - 1, "3ep", batches_per_epoch)) < 1.0
-
-
-def test_no_warmup_means_the_full_rate_from_the_first_batch() -> None:
-    assert Warmup(0)(state_at(0, "1ep")) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("warmup", "error", "message"),
-    [
-        (-0.1, ValueError, "drop_warmup must not be negative, got -0.1dur"),
-        ("-2ep", ValueError, "drop_warmup must not be negative, got -2ep"),
-        (1.5, ValueError, "drop_warmup must not be longer than the training, got 1.5dur"),
-        ("3weeks", ValueError, "drop_warmup: the unit of a time must be one of .* got 'weeks'"),
-        ("soon", ValueError, "drop_warmup: a time string must be like .* got 'soon'"),
-        ("0.5ep", TypeError, 'drop_warmup: a time in "ep" must be a whole number, got 0.5'),
-        (float("nan"), ValueError, "must be finite, got nan"),
-        (None, TypeError, "drop_warmup must be a Time or a time string .* got None"),
-        (True, TypeError, "drop_warmup must be a Time or a time string .* got True"),
-    ],
-)
-def test_bad_warmup_is_refused(warmup: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        Warmup(warmup)
-
-
-@pytest.mark.parametrize("max_duration", ["2ep", "12ba", "48sp"])
-@pytest.mark.parametrize("warmup", ["3ep", "13ba", "49sp"])
-def test_warmup_longer_than_the_training_is_refused(warmup: str, max_duration: str) -> None:
-    with pytest.raises(ValueError, match=f'longer than max_duration="{max_duration}", got "{warmup}"'):
-        Warmup(warmup).check_fits(state_at(0, max_duration))
-
-
-@pytest.mark.parametrize("max_duration", ["2ep", "12ba", "48sp"])
-@pytest.mark.parametrize("warmup", ["2ep", "12ba", "48sp", "1.0dur"])
-def test_warmup_as_long_as_the_training_is_accepted(warmup: str, max_duration: str) -> None:
-    Warmup(warmup).check_fits(state_at(0, max_duration))
-
-
-def test_warmup_in_epochs_needs_a_dataloader_with_a_length() -> None:
-    state = State(model=None, max_duration=Time(2, "ep"), train_dataloader=iter([]))
-    with pytest.raises(ValueError, match='"1ep" needs a train_dataloader with a length'):
-        Warmup("1ep").check_fits(state)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), float("inf")])

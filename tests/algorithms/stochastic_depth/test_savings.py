@@ -35,9 +35,9 @@ def test_macs_of_a_block_are_those_of_its_convolutions() -> None:
     ]
     assert [block.macs for block in savings.blocks] == by_hand
     assert [block.drop_rate for block in savings.blocks] == [0.25, 0.5]
-    assert savings.expected == pytest.approx((0.25 * by_hand[0] + 0.5 * by_hand[1]) / savings.total_macs)
-    assert savings.maximal == pytest.approx(sum(by_hand) / savings.total_macs)
-    assert savings.share([1, 0]) == pytest.approx(by_hand[0] / savings.total_macs)
+    assert savings.expected == pytest.approx((0.25 * by_hand[0] + 0.5 * by_hand[1]) / savings.macs)
+    assert savings.maximal == pytest.approx(sum(by_hand) / savings.macs)
+    assert savings.share("macs", [1, 0]) == pytest.approx(by_hand[0] / savings.macs)
 
 
 def test_counting_leaves_the_model_alone() -> None:

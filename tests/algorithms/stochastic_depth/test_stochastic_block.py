@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 import etude.functional as cf
+from etude.algorithms.stochastic_depth.plan import DropPlan
 from etude.algorithms.stochastic_depth.stochastic_block import StochasticBlock
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
 from networks import tiny_resnet
@@ -21,6 +22,16 @@ def batch_of(num_rows: int = 6, size: int = 6) -> tuple[Tensor, Tensor]:
 def converted(method: str = "block", drop_rate: float = 0.5, num_blocks: int = 4) -> nn.Module:
     torch.manual_seed(0)
     return cf.apply_stochastic_depth(tiny_resnet(num_blocks), stochastic_method=method, drop_rate=drop_rate)
+
+
+def force_blocks(plan: DropPlan, dropped: bool) -> None:
+    plan.draw(0)
+    plan.dropped_blocks = [dropped] * len(plan.rates)
+
+
+def force_rows(plan: DropPlan, kept: np.ndarray) -> None:
+    plan.draw(0, num_rows=len(kept))
+    plan._kept_rows = np.tile(kept, (len(plan.rates), 1))
 
 
 def plain_output(block: nn.Module, x: Tensor, kept: Tensor) -> Tensor:
@@ -43,7 +54,7 @@ def test_sample_method_computes_the_kept_rows_and_passes_the_others_by(index: in
     rows = np.array([character == "1" for character in kept])
     x = torch.rand(6, channels, 5, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 16, 5, 5, dtype=torch.float64)
-    block.drop_plan._kept_rows, block.drop_plan._microbatch = np.tile(rows, (4, 1)), slice(0, 6)
+    force_rows(block.drop_plan, rows)
 
     def outcome(out: Tensor) -> list[Tensor]:
         used = (x, *block.parameters())
@@ -63,12 +74,12 @@ def test_block_method_skips_the_residual_branch(index: int) -> None:
     block = stochastic_blocks(model)[index]
     calls = []
     block.conv1.register_forward_hook(lambda *_: calls.append(1))
-    block.drop_plan.dropped_blocks = [True] * 4
+    force_blocks(block.drop_plan, dropped=True)
     x = torch.rand(2, 4 if index == 0 else 16, 5, 5)
     out = block(x)
     assert not calls
     assert torch.equal(out, plain_output(block, x, torch.zeros(2, dtype=torch.bool)))
-    block.drop_plan.dropped_blocks = [False] * 4
+    force_blocks(block.drop_plan, dropped=False)
     block(x)
     assert calls
 
@@ -77,9 +88,8 @@ def test_a_dropped_block_leaves_its_statistics_and_gradients_alone() -> None:
     model = converted("block")
     block = stochastic_blocks(model)[1]
     before = copy.deepcopy(block.state_dict())
-    block.drop_plan.draw = lambda *args, **kwargs: None
-    block.drop_plan.dropped_blocks = [True] * 4
-    model.zero_grad()
+    model._forward_pre_hooks.clear()
+    force_blocks(block.drop_plan, dropped=True)
     batch = batch_of()
     model.loss(model(batch), batch).backward()
     assert all(parameter.grad is None for parameter in block.parameters())
@@ -90,7 +100,7 @@ def test_a_dropped_block_leaves_its_statistics_and_gradients_alone() -> None:
 def test_the_projection_of_a_dropped_block_is_computed_and_trained() -> None:
     model = converted("block")
     first = stochastic_blocks(model)[0]
-    first.drop_plan.dropped_blocks = [True] * 4
+    force_blocks(first.drop_plan, dropped=True)
     first(torch.rand(2, 4, 5, 5)).sum().backward()
     assert first.downsample[0].weight.grad is not None
     assert first.conv1.weight.grad is None
@@ -123,7 +133,7 @@ def test_sample_method_gives_a_single_kept_row_company_for_batchnorm() -> None:
     """One row of 1x1 maps has no statistics; it is computed with a neighbour, whose result is thrown away."""
     block = stochastic_blocks(converted("sample"))[1]
     rows = np.array([False, False, False, True])
-    block.drop_plan._kept_rows, block.drop_plan._microbatch = np.tile(rows, (4, 1)), slice(0, 4)
+    force_rows(block.drop_plan, rows)
     x = torch.rand(4, 16, 1, 1, requires_grad=True)
     out = block(x)
     pair = Bottleneck.forward(block, x[[3, 0]])  # the neighbour of the last row is the first
@@ -135,7 +145,7 @@ def test_sample_method_gives_a_single_kept_row_company_for_batchnorm() -> None:
 
 def test_sample_method_refuses_rows_that_are_not_samples() -> None:
     model = converted("sample")
-    model(batch_of(6))
+    stochastic_blocks(model)[1].drop_plan.draw(0, num_rows=6)
     with pytest.raises(ValueError, match="6 samples were drawn for, StochasticBottleneck got 5 rows"):
         stochastic_blocks(model)[1](torch.rand(5, 16, 4, 4))
 

@@ -1,0 +1,61 @@
+"""Makes a trained network plain again: the factor of evaluation moves into the weights."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from .stochastic_block import StochasticBlock
+from .surgery import remove_stochastic_depth, stochastic_blocks
+
+
+def fold_stochastic_depth(model: nn.Module) -> nn.Module:
+    """Move each branch's ``1 - rate`` into its last layer and undo the surgery, in place.
+
+    Evaluation gives the same outputs as before, to rounding error, and the weights load into the plain
+    network anywhere. The folded network is for inference: an optimizer's state no longer fits it.
+
+    Args:
+        model: A model with stochastic depth, with the rates in force that its evaluation shall have.
+
+    Returns:
+        `model` itself, of plain blocks.
+
+    Raises:
+        ValueError: If the model has no stochastic depth, or a branch ends in no layer of its own with
+            weights that could take the factor. The model is then unchanged.
+    """
+    blocks = stochastic_blocks(model)
+    if not blocks:
+        raise ValueError(f"model must have stochastic depth to fold, {type(model).__name__} has none")
+    names = {module: name for name, module in model.named_modules()}
+    factors = [
+        (_last_layer(block, number, names[block]), block.drop_plan.evaluation_scale(index))
+        for block in blocks
+        for number, index in enumerate(block.drop_indices)
+    ]
+    _check_not_shared(model, [layer for layer, _ in factors], names)
+    with torch.no_grad():
+        for layer, factor in factors:
+            for parameter in (layer.weight, layer.bias):
+                if parameter is not None:
+                    parameter.mul_(factor)
+    return remove_stochastic_depth(model)
+
+
+def _last_layer(block: StochasticBlock, number: int, name: str) -> Any:
+    layer: Any = block.block_type.branches[number].last_layer(block)
+    if layer is None or getattr(layer, "weight", None) is None:
+        raise ValueError(
+            f"every branch must end in a normalisation or linear layer with weights to fold into, model.{name} "
+            f"({block.plain_class.__qualname__}) does not"
+        )
+    return layer
+
+
+def _check_not_shared(model: nn.Module, layers: list[Any], names: dict[nn.Module, str]) -> None:
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    for layer in layers:
+        if owners[id(layer.weight)] > 1:
+            raise ValueError(f"a layer to fold into must not share its weights, model.{names[layer]} does")

@@ -1,0 +1,203 @@
+"""Drop rates over time: factors on all rates, as pure functions of how far training has come.
+
+`Warmup`, `StartLate`, `StopEarly` and `ProgressiveLayerDrop` are the vocabulary; several multiply. A
+function of the elapsed fraction of training does too.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Protocol
+
+from ...engine import State, Time, TimeUnit, as_time
+
+
+class Schedule(Protocol):
+    """A factor in [0, 1] on all drop rates."""
+
+    def check(self, state: State) -> None:
+        """Refuse, before training, what cannot be measured in this training or never takes effect."""
+
+    def __call__(self, state: State) -> float:
+        """The factor for the batch that comes next."""
+
+
+class Warmup:
+    """From 0 at the first batch in a line to 1 at the end of `span`, and 1 from there on.
+
+    Args:
+        span: A `Time`, a time string in any unit, or a number that is a fraction of the training.
+
+    Raises:
+        TypeError: If `span` is none of these.
+        ValueError: If it is negative, of an unknown unit, or a fraction above 1.
+    """
+
+    def __init__(self, span: float | str | Time) -> None:
+        self.span = _as_span(span, "drop_warmup")
+
+    def __repr__(self) -> str:
+        return f'Warmup("{self.span}")'
+
+    def check(self, state: State) -> None:
+        """Refuse a warmup that is longer than the training."""
+        _check_within_training(self.span, state, "drop_warmup")
+
+    def __call__(self, state: State) -> float:
+        """Linear to the batch; exactly 1 at the first batch after the span."""
+        return min(1.0, state.progress(self.span)) if self.span else 1.0
+
+
+class StartLate:
+    """0 before a moment, 1 from it on (late stochastic depth of Liu et al. 2023, arXiv:2303.01500).
+
+    Args:
+        start: The moment: a `Time`, a time string, or a number that is a fraction of the training.
+    """
+
+    def __init__(self, start: float | str | Time) -> None:
+        self.start = _as_span(start, "start")
+
+    def __repr__(self) -> str:
+        return f'StartLate("{self.start}")'
+
+    def check(self, state: State) -> None:
+        """Refuse a moment after the end of training."""
+        _check_within_training(self.start, state, "start")
+
+    def __call__(self, state: State) -> float:
+        """Whether the moment has come."""
+        return float(_has_come(self.start, state))
+
+
+class StopEarly:
+    """1 before a moment, 0 from it on (early stochastic depth of Liu et al. 2023, arXiv:2303.01500).
+
+    Args:
+        stop: The moment: a `Time`, a time string, or a number that is a fraction of the training.
+
+    Raises:
+        ValueError: If it is 0, which would switch stochastic depth off from the start.
+    """
+
+    def __init__(self, stop: float | str | Time) -> None:
+        self.stop = _as_span(stop, "stop")
+        if not self.stop:
+            raise ValueError(f"stop must be above 0 for stochastic depth to have an effect, got {self.stop}")
+
+    def __repr__(self) -> str:
+        return f'StopEarly("{self.stop}")'
+
+    def check(self, state: State) -> None:
+        """Refuse a moment after the end of training."""
+        _check_within_training(self.stop, state, "stop")
+
+    def __call__(self, state: State) -> float:
+        """Whether the moment is still to come."""
+        return float(not _has_come(self.stop, state))
+
+
+class ProgressiveLayerDrop:
+    """Progressive layer dropping (Zhang and He 2020, section 4.2, arXiv:2010.13369).
+
+    There the kept share of layer l of L at step t is ``1 - l/L * (1 - theta(t))`` with
+    ``theta(t) = (1 - theta) * exp(-gamma * t) + theta``. That is a linear distribution with
+    ``drop_rate = 1 - theta`` and this factor ``1 - exp(-gamma * t)``.
+
+    Args:
+        gamma: How fast the rates rise, per batch, above 0. The paper takes 100 / number of batches.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma < math.inf:
+            raise ValueError(f"gamma must be a positive number, got {gamma!r}")
+        self.gamma = float(gamma)
+
+    def __repr__(self) -> str:
+        return f"ProgressiveLayerDrop(gamma={self.gamma:g})"
+
+    def check(self, state: State) -> None:
+        """It fits every training."""
+
+    def __call__(self, state: State) -> float:
+        """0 at the first batch, towards 1."""
+        return -math.expm1(-self.gamma * state.timestamp.batch)
+
+
+class _OfFraction:
+    """A function of the elapsed fraction of training, checked."""
+
+    def __init__(self, function: Callable[[float], float]) -> None:
+        self.function = function
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+    def check(self, state: State) -> None:
+        """Try the function at the start, in the middle and at the end."""
+        state.get_elapsed_duration()  # raises where the fraction cannot be told
+        for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
+            self._factor(fraction)
+
+    def __call__(self, state: State) -> float:
+        """The function's value now."""
+        return self._factor(min(1.0, float(state.get_elapsed_duration())))
+
+    def _factor(self, fraction: float) -> float:
+        factor = self.function(fraction)
+        if isinstance(factor, bool) or not isinstance(factor, Real) or not 0 <= factor <= 1:
+            raise ValueError(f"drop_schedule must return a number in [0, 1], got {factor!r} at {fraction}")
+        return float(factor)
+
+
+DropSchedule = Schedule | Callable[[float], float] | Sequence[Schedule | Callable[[float], float]] | None
+
+
+def as_schedules(drop_schedule: DropSchedule) -> tuple[Schedule, ...]:
+    """Read the argument `drop_schedule`: one schedule or function, several, or None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if drop_schedule is None:
+        return ()
+    given = drop_schedule if isinstance(drop_schedule, (list, tuple)) else [drop_schedule]
+    for schedule in given:
+        if not callable(schedule):
+            raise TypeError(
+                "drop_schedule must be Warmup, StartLate, StopEarly, ProgressiveLayerDrop or a function of the elapsed "
+                f"fraction, got {schedule!r}"
+            )
+    return tuple(item if hasattr(item, "check") else _OfFraction(item) for item in given)
+
+
+def _as_span(span: float | str | Time, name: str) -> Time:
+    if isinstance(span, (int, float)) and not isinstance(span, bool):
+        time = Time(float(span), TimeUnit.DURATION)
+    else:
+        time = as_time(span, name)  # type: ignore[arg-type]  # it refuses what is neither Time nor str
+    if time < 0:
+        raise ValueError(f"{name} must not be negative, got {time}")
+    if time.unit is TimeUnit.DURATION and time > 1:
+        raise ValueError(f"{name} must not be longer than the training, got {time}")
+    return time
+
+
+def _has_come(moment: Time, state: State) -> bool:
+    return not moment or state.progress(moment) >= 1
+
+
+def _check_within_training(span: Time, state: State, name: str) -> None:
+    if not span:
+        return
+    state.progress(span)  # raises where an epoch has no known length
+    whole = state.max_duration
+    if whole is None:
+        return
+    if span.unit is whole.unit:
+        is_longer = span > whole
+    else:
+        in_epochs = state.in_epochs(span), state.in_epochs(whole)
+        is_longer = in_epochs[0] is not None and in_epochs[1] is not None and in_epochs[0] > in_epochs[1]
+    if is_longer:
+        raise ValueError(f'{name} must not be longer than max_duration="{whole}", got "{span}"')
