@@ -1,8 +1,10 @@
-"""The command ``etude``: reads the options, runs one of the sub-commands, turns its errors into one line."""
+"""The command ``etude``: reads the options, runs a sub-command, turns its errors into one line."""
 
 import sys
 from collections.abc import Sequence
 
+from .export import export
+from .plan import plan
 from .train import train
 
 
@@ -16,7 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError:
         sys.exit("etude: the command line needs some packages more: pip install 'etude[cli]'")
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": train}, prog="etude", description=__doc__, args=arguments)
+        tyro.extras.subcommand_cli_from_dict(
+            {"train": train, "plan": plan, "export": export},
+            prog="etude",
+            description="Train residual networks with stochastic depth.",
+            args=arguments,
+            config=(tyro.conf.PositionalRequiredArgs,),
+        )
     except (ValueError, TypeError, OSError) as error:
         print(f"etude: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..algorithms.stochastic_depth import Savings
+
 
 def draw_run(rows: list[dict[str, Any]], rates: Sequence[float], realized: Sequence[float], path: Path) -> None:
     """Draw a run and save it as PNG.
@@ -23,6 +25,27 @@ def draw_run(rows: list[dict[str, Any]], rates: Sequence[float], realized: Seque
     _draw_loss(loss, rows)
     _draw_accuracy(accuracy, rows)
     _draw_drops(drops, rates, realized)
+    figure.savefig(path, dpi=120)
+
+
+def draw_plan(savings: Savings, title: str, path: Path) -> None:
+    """Draw what each block costs and what of it is expected to be saved.
+
+    Args:
+        savings: The counted costs.
+        title: What was counted.
+        path: Where to save the PNG.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    places = range(1, len(savings.blocks) + 1)
+    shares = [100 * block.macs / savings.macs for block in savings.blocks]
+    saved = [share * block.drop_rate for share, block in zip(shares, savings.blocks, strict=True)]
+    axes.bar(places, shares, color="lightgray", label=f"computed at most: {savings.maximal:.1%} of the network")
+    axes.bar(places, saved, color="tab:blue", label=f"expected to be saved: {savings.expected:.1%}")
+    axes.set(title=title, xlabel="block", ylabel="% of the MACs of the network")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
     figure.savefig(path, dpi=120)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
+
+from .packages import check_packages
 
 ModelName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -25,6 +26,12 @@ def train(
     stochastic_method: Literal["block", "sample"] = "block",
     drop_distribution: Literal["linear", "uniform"] = "linear",
     drop_warmup: str = "0.0dur",
+    start_late: str | None = None,
+    stop_early: str | None = None,
+    progressive_gamma: float | None = None,
+    draws: Literal["independent", "balanced"] = "independent",
+    scaling: Literal["evaluation", "training"] = "evaluation",
+    protect_projections: bool = False,
     label_smoothing: float = 0.0,
     device: str | None = None,
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32",
@@ -40,7 +47,7 @@ def train(
 
     Ends with a table of the results. The folder runs/<run-name> then holds the same numbers
     (summary.json), the metrics of every batch (metrics.jsonl, metrics.csv), the settings
-    (settings.json) and a picture of the run (run.png).
+    (settings.json), the weights (weights.pt) and a picture of the run (run.png).
 
     Args:
         model: Which ResNet.
@@ -53,6 +60,12 @@ def train(
         stochastic_method: Drop a block for the whole batch, or for each sample by itself.
         drop_distribution: Rates that rise linearly with depth, or the same for every block.
         drop_warmup: How long the rates rise from 0, such as 0.2dur, 1ep or 50ba.
+        start_late: No drops before this moment.
+        stop_early: No drops from this moment on.
+        progressive_gamma: Let the rates rise by 1 - exp(-gamma * batch), as progressive layer dropping does.
+        draws: Decide for each block by itself, or balance how much is dropped from step to step.
+        scaling: Multiply by 1 - rate in evaluation, or by 1 / (1 - rate) in training.
+        protect_projections: Never drop a block whose shortcut is not the identity.
         label_smoothing: Weight of the uniform distribution in the targets, in [0, 1].
         device: cpu, gpu or a torch device; by default the GPU where there is one.
         precision: Full precision, or automatic mixed precision.
@@ -64,17 +77,19 @@ def train(
         run_name: Name of the folder in runs/; by default the model and the time.
         progress_bar: Show progress on standard error.
     """
-    check_extras("sklearn", "matplotlib")
+    check_packages("train", "sklearn", "matplotlib")
     import torch
     from torch.optim import AdamW
     from torch.optim.lr_scheduler import OneCycleLR
 
     from ..algorithms import LabelSmoothing, StochasticDepth
+    from ..algorithms.stochastic_depth import ProgressiveLayerDrop, StartLate, StopEarly
     from ..models import composer_resnet
     from ..trainer import Trainer
     from ..trainer.checks import check_seed
     from ..trainer.digits import digits_dataloaders
     from .report import report
+    from .weights import save_weights
 
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be a positive number, got {lr}")
@@ -83,6 +98,14 @@ def train(
         drop_rate=drop_rate,
         drop_distribution=drop_distribution,
         drop_warmup=drop_warmup,
+        drop_schedule=[
+            *([StartLate(start_late)] if start_late is not None else []),
+            *([StopEarly(stop_early)] if stop_early is not None else []),
+            *([ProgressiveLayerDrop(progressive_gamma)] if progressive_gamma is not None else []),
+        ],
+        draws=draws,
+        scaling=scaling,
+        protect_projections=protect_projections,
     )
     smoothing = [LabelSmoothing(label_smoothing)] if label_smoothing else []
     train_dataloader, eval_dataloader = digits_dataloaders(batch_size, image_size)
@@ -114,7 +137,9 @@ def train(
     )
     trainer.fit()
     trainer.close()
-    report(Path("runs") / run_name, network, stochastic_depth, image_size)
+    folder = Path("runs") / run_name
+    save_weights(folder / "weights.pt", model, network.module, stochastic_depth, image_size)
+    report(folder, network, stochastic_depth, image_size)
 
 
 def count_batches(max_duration: str, dataloader: DataLoader[Any]) -> int:
@@ -129,14 +154,3 @@ def count_batches(max_duration: str, dataloader: DataLoader[Any]) -> int:
         return int(duration) * len(dataloader)
     epochs, samples = divmod(int(duration), len(dataloader.dataset))  # type: ignore[arg-type]  # the digits have a length
     return epochs * len(dataloader) + math.ceil(samples / (dataloader.batch_size or 1))
-
-
-def check_extras(*modules: str) -> None:
-    """Refuse to begin where a package is missing that the end will need.
-
-    Raises:
-        ValueError: With the command that installs it.
-    """
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise ValueError(f"etude train needs {' and '.join(missing)} installed: pip install 'etude[cli]'")

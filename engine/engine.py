@@ -72,7 +72,7 @@ class Engine:
             self._check_first_init()
         algorithms: Sequence[Algorithm] = [a for a in self.state.algorithms if a.match(event, self.state)]
         traces: tuple[Trace, ...] = ()
-        if algorithms:
+        if algorithms or self._passes:
             for algorithm_pass in self._passes:
                 algorithms = algorithm_pass(algorithms, event)
             traces = tuple(

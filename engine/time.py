@@ -6,7 +6,7 @@ from enum import Enum
 from functools import total_ordering
 from typing import Any
 
-_TIME_STRING = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+)\s*", re.ASCII)
+_TIME_STRING = re.compile(r"\s*([+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+)\s*", re.ASCII)
 
 
 class TimeUnit(str, Enum):
@@ -87,9 +87,13 @@ class Time:
         return hash((self.value, self.unit))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, (Time, str, int, float)):
+        if isinstance(other, (str, int, float)):
+            try:
+                other = self._read(other)
+            except (ValueError, TypeError):
+                return False
+        if not isinstance(other, Time):
             return NotImplemented
-        other = self._read(other)
         return self.unit == other.unit and self.value == other.value
 
     def __lt__(self, other: "Time | str | int | float") -> bool:
@@ -111,6 +115,8 @@ class Time:
         return Time(-self.value, self.unit)
 
     def __mul__(self, factor: int | float) -> "Time":
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+            raise TypeError(f"a time must be multiplied by a number, got {factor!r}")
         product = self.value * factor
         return Time(product if self.unit is TimeUnit.DURATION else int(product), self.unit)
 
@@ -120,7 +126,9 @@ class Time:
         """Divide by a number, or by a time of the same unit, which gives a fraction in ``dur``."""
         if isinstance(other, (Time, str)):
             return Time(self.value / self._of_same_unit(other), TimeUnit.DURATION)
-        return self * (1 / other) if self.unit is TimeUnit.DURATION else Time(int(self.value / other), self.unit)
+        if self.unit is TimeUnit.DURATION:
+            return Time(self.value / other, self.unit)
+        return Time(self.value // other if isinstance(other, int) else int(self.value / other), self.unit)
 
     def _read(self, other: "Time | str | int | float") -> "Time":
         if isinstance(other, (int, float)):

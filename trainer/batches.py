@@ -17,14 +17,17 @@ def num_samples(batch: Any) -> int:
     Raises:
         ValueError: If there is no tensor inside, or their first dimensions differ.
     """
-    sizes = {len(tensor) if tensor.dim() else 0 for tensor in _tensors(batch)}
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in _tensors(batch)}
     if not sizes:
         raise ValueError(
             f"a batch must be (inputs, targets), or another nest of tensors; got a {type(batch).__name__} without any"
         )
     if len(sizes) > 1:
         raise ValueError(f"all tensors of a batch must have the same first dimension, got {sorted(sizes)}")
-    return sizes.pop()
+    (size,) = sizes
+    if size == 0:
+        raise ValueError("a batch must have at least one row, got tensors with none")
+    return size
 
 
 def split(batch: Any, size: int) -> Iterator[Any]:

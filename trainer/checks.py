@@ -91,8 +91,12 @@ def check_device(device: str | torch.device | None) -> torch.device:
         found = torch.device("cuda" if device == "gpu" else device)
     except (RuntimeError, TypeError):
         raise ValueError(f'device must be "cpu", "gpu" or a torch device, got {device!r}') from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device must be available, got {device!r} and torch sees no GPU")
+    try:
+        if found.type == "meta":
+            raise RuntimeError("a meta device holds no data")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device must be available on this machine, got {device!r}") from error
     return found
 
 
@@ -132,7 +136,7 @@ def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Opt
 
 def check_run_name(run_name: str) -> str:
     """A run's name must be one plain folder name, so that it cannot lead out of ``runs``."""
-    if not isinstance(run_name, str) or not re.fullmatch(r"[\w][\w.+-]*", run_name, re.ASCII):
+    if not isinstance(run_name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", run_name, re.ASCII):
         raise ValueError(
             f"run_name must be letters, digits and . _ + -, and start with a letter or digit, got {run_name!r}"
         )

@@ -16,12 +16,13 @@ from ..engine.logger import Metric
 class FileLogger(LoggerDestination):
     """Writes one row per batch, with everything that was logged when so many batches were finished.
 
-    Rows are written in groups, so that values on a GPU are waited for once per group.
+    Rows are written in groups, so that values on a GPU are waited for once per group. The row of the
+    latest step is held until a later step begins or training ends, as more may come; an evaluation
+    after that has a row of its own.
 
     Args:
         folder: Where to; made when the first row comes.
-        rows_per_write: Rows in a group, at least 1. An evaluation, the end of an epoch and the end
-            of the run write what there is.
+        rows_per_write: Rows in a group, at least 1. The ends of an epoch and of the run write at once.
 
     Raises:
         FileExistsError: If the folder holds metrics already.
@@ -49,12 +50,12 @@ class FileLogger(LoggerDestination):
     def log_metrics(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Add to the row of `step`."""
         if step not in self._rows and len(self._rows) >= self.rows_per_write:
-            self._write()
+            self._write()  # every row is of an earlier step
         self._rows.setdefault(step, {}).update(metrics)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write what there is."""
-        self._write()
+        """Write what is complete."""
+        self._write(hold_step=state.timestamp.batch)
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Write what there is."""
@@ -71,11 +72,12 @@ class FileLogger(LoggerDestination):
             if file is not None:
                 file.close()
 
-    def _write(self) -> None:
-        if not self._rows:
+    def _write(self, hold_step: int | None = None) -> None:
+        held = {step: row for step, row in self._rows.items() if step == hold_step}
+        rows = [{"step": step, **_plain(row)} for step, row in self._rows.items() if step not in held]
+        self._rows = held
+        if not rows:
             return
-        rows = [{"step": step, **_plain(row)} for step, row in self._rows.items()]
-        self._rows.clear()
         if self._jsonl is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._jsonl = open(self.folder / "metrics.jsonl", "a")  # noqa: SIM115  # open until close()

@@ -26,9 +26,12 @@ class ProgressBar(LoggerDestination):
         """Keep the training loss to show it."""
         self._loss = metrics.get("loss/train/total", self._loss)
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Start the clock for lines."""
+        self._shown_at = time.monotonic()
+
     def epoch_start(self, state: State, logger: Logger) -> None:
         """Begin a bar."""
-        self._shown_at = time.monotonic()
         if self._is_terminal:
             self._bar = tqdm(desc=_epoch_text(state), total=_batches_to_come(state), unit="ba", file=sys.stderr)
 
@@ -47,15 +50,16 @@ class ProgressBar(LoggerDestination):
         """End the bar."""
         self._end_bar()
 
-    def eval_end(self, state: State, logger: Logger) -> None:
-        """Show the results."""
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """End the bar of an epoch that is not complete."""
         self._end_bar()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Show the results, above the bar where there is one."""
         results = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in state.eval_metrics.items())
         loss = f"  training loss {float(self._loss):.4f}" if self._loss is not None else ""
-        print(
-            f"epoch {state.timestamp.epoch}  batch {state.timestamp.batch}{loss}  evaluation: {results}",
-            file=sys.stderr,
-        )
+        position = f"epoch {state.timestamp.epoch}  batch {state.timestamp.batch}"
+        tqdm.write(f"{position}{loss}  evaluation: {results}", file=sys.stderr)
 
     def close(self, state: State, logger: Logger) -> None:
         """End the bar."""

@@ -213,10 +213,9 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         loss = self._train_microbatches()
         run_event(Event.AFTER_TRAIN_BATCH)
-        for optimizer in state.optimizers:
-            self._scaler.step(optimizer)
-        self._scaler.update()
+        self._step_optimizers()
         lr = state.optimizers[0].param_groups[0]["lr"]
+        lr = lr.clone() if isinstance(lr, Tensor) else lr  # a scheduler changes a tensor in place
         if self._step_schedulers_every_batch:
             self._step_schedulers()
         state.timestamp = state.timestamp.to_next_batch(state.batch_num_samples)
@@ -265,16 +264,16 @@ class Trainer:
         with _evaluation_mode(model), torch.no_grad():
             run_event(Event.EVAL_START)
             events = Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER
-            for batch in self._batches(state.eval_dataloader, *events):
+            for _ in self._batches(state.eval_dataloader, *events):
                 run_event(Event.EVAL_BATCH_START)
                 with autocast(self._precision, state.device):
                     run_event(Event.EVAL_BEFORE_FORWARD)
-                    state.outputs = model(batch)
+                    state.outputs = model(state.batch)
                     run_event(Event.EVAL_AFTER_FORWARD)
-                    loss += model.loss(state.outputs, batch) * state.batch_num_samples
+                    loss += _check_loss(model.loss(state.outputs, state.batch)) * state.batch_num_samples
                 count += state.batch_num_samples
                 for metric in metrics.values():
-                    model.update_metric(batch, state.outputs, metric)
+                    model.update_metric(state.batch, state.outputs, metric)
                 run_event(Event.EVAL_BATCH_END)
             if count == 0:
                 raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
@@ -303,7 +302,14 @@ class Trainer:
         state, interval = self.state, self._eval_interval
         if state.eval_dataloader is None or interval.unit is not unit:
             return False
-        return state.timestamp.get(unit).value % interval.value == 0 and self._evaluated_at != state.timestamp.batch
+        return state.timestamp.get(unit).value % interval.value == 0
+
+    def _step_optimizers(self) -> None:
+        for optimizer in self.state.optimizers:
+            # The loss scaler refuses an optimizer that got no gradient at all, as dropped blocks may leave it.
+            if not self._scaler.is_enabled() or _has_gradient(optimizer):
+                self._scaler.step(optimizer)
+        self._scaler.update()
 
     def _step_schedulers(self) -> None:
         for scheduler in self.state.schedulers:
@@ -347,6 +353,10 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _has_gradient(optimizer: Optimizer) -> bool:
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _check_loss(loss: Any) -> Tensor:

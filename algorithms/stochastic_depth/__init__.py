@@ -1,6 +1,7 @@
 """Stochastic depth (Huang et al. 2016): the algorithm, its functional form, and what they are made of."""
 
 from .block_types import register_residual_block
+from .export import export_network
 from .fold import fold_stochastic_depth
 from .savings import BlockCost, Savings, expected_savings
 from .schedules import ProgressiveLayerDrop, StartLate, StopEarly, Warmup
@@ -18,6 +19,7 @@ __all__ = [
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
     "expected_savings",
+    "export_network",
     "fold_stochastic_depth",
     "register_residual_block",
     "remove_stochastic_depth",

@@ -27,6 +27,8 @@ class Branch:
             and in a chain of blocks that all end in the same ReLU.
         last_layer: ``(block) -> layer``, the normalisation or linear layer that ends the residual
             branch and can take over a factor; None where there is none.
+        is_relu_after_new: Whether a ReLU follows the sum, and `residual` gives a new tensor that nobody
+            else holds. Evaluation then adds in place.
     """
 
     residual: Callable[..., Tensor]
@@ -34,13 +36,17 @@ class Branch:
     after_sum: Callable[[Any, Tensor], Tensor] = lambda block, y: y
     input_is_final: Callable[[Any], bool] = lambda block: True
     last_layer: Callable[[Any], nn.Module | None] = lambda block: None
+    is_relu_after_new: bool = False
 
     def run(self, block: nn.Module, x: Tensor, scale: float, *args: Any, **kwargs: Any) -> Tensor:
         """The step with the residual branch times `scale`, which is not computed where that is 0."""
         if scale == 0:
             return self.drop(block, x)
         residual = self.residual(block, x, *args, **kwargs)
-        return self.after_sum(block, torch.add(self.shortcut(block, x), residual, alpha=scale))
+        shortcut = self.shortcut(block, x)
+        if self.is_relu_after_new and not torch.is_grad_enabled():
+            return torch.add(shortcut, residual, alpha=scale, out=residual).relu_()
+        return self.after_sum(block, torch.add(shortcut, residual, alpha=scale))
 
     def drop(self, block: nn.Module, x: Tensor) -> Tensor:
         """The step without its residual branch."""
@@ -240,12 +246,12 @@ def _unless_post_norm(norm: str) -> Callable[[Any, Tensor], Tensor]:
 BLOCK_TYPES = {
     "torchvision.models.resnet.BasicBlock": BlockType(
         "ResNetBasicBlock",
-        (Branch(_basic_residual, _projection, _relu, last_layer=lambda block: block.bn2),),
+        (Branch(_basic_residual, _projection, _relu, last_layer=lambda block: block.bn2, is_relu_after_new=True),),
         _has_projection,
     ),
     "torchvision.models.resnet.Bottleneck": BlockType(
         "ResNetBottleneck",
-        (Branch(_bottleneck_residual, _projection, _relu, last_layer=lambda block: block.bn3),),
+        (Branch(_bottleneck_residual, _projection, _relu, last_layer=lambda block: block.bn3, is_relu_after_new=True),),
         _has_projection,
     ),
     "etude.models.cifar_resnet.CIFARBasicBlock": BlockType(
@@ -256,6 +262,7 @@ BLOCK_TYPES = {
                 lambda block, x: block.option_a_shortcut(x),
                 _relu,
                 last_layer=lambda block: block.bn2,
+                is_relu_after_new=True,
             ),
         ),
         lambda block: block.stride != 1 or block.new_channels > 0,

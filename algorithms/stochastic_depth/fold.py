@@ -56,6 +56,7 @@ def _last_layer(block: StochasticBlock, number: int, name: str) -> Any:
 
 def _check_not_shared(model: nn.Module, layers: list[Any], names: dict[nn.Module, str]) -> None:
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    uses = Counter(map(id, layers))
     for layer in layers:
-        if owners[id(layer.weight)] > 1:
+        if owners[id(layer.weight)] > 1 or uses[id(layer)] > 1:
             raise ValueError(f"a layer to fold into must not share its weights, model.{names[layer]} does")

@@ -109,7 +109,7 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     names = {module: name for name, module in shadow.named_modules()}
     try:
         macs = _macs(lambda: shadow(batch))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # torchvision's ViT asserts its size
         raise ValueError(
             f"input_shape must be the shape of one sample of the model, got {tuple(input_shape)}"
         ) from error

@@ -7,7 +7,7 @@ function of the elapsed fraction of training does too.
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...engine import State, Time, TimeUnit, as_time
 
@@ -109,9 +109,9 @@ class ProgressiveLayerDrop:
     """
 
     def __init__(self, gamma: float) -> None:
-        if isinstance(gamma, bool) or not isinstance(gamma, Real) or not 0 < gamma < math.inf:
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma < math.inf:
             raise ValueError(f"gamma must be a positive number, got {gamma!r}")
-        self.gamma = float(gamma)
+        self.gamma: float = float(gamma)
 
     def __repr__(self) -> str:
         return f"ProgressiveLayerDrop(gamma={self.gamma:g})"
@@ -161,7 +161,7 @@ def as_schedules(drop_schedule: DropSchedule) -> tuple[Schedule, ...]:
     """
     if drop_schedule is None:
         return ()
-    given = drop_schedule if isinstance(drop_schedule, (list, tuple)) else [drop_schedule]
+    given: Sequence[Any] = drop_schedule if isinstance(drop_schedule, (list, tuple)) else [drop_schedule]
     for schedule in given:
         if not callable(schedule):
             raise TypeError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .block_types import BlockType, Branch, block_type_of
-from .plan import DropPlan
+from .plan import DropPlan, outside_of_graphs
 from .rates import check_rate
 from .rows import replace_rows, take_rows
 
@@ -43,6 +43,7 @@ class StochasticBlock(nn.Module):
             rates[index] = check_rate(rate)
         self.drop_plan.set_rates(rates)
 
+    @outside_of_graphs
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run or sit out as the drop plan says; in evaluation run with the branch times 1 - rate.
 
@@ -77,8 +78,7 @@ class StochasticBlock(nn.Module):
         scales = [plan.row_scale(index) for index in indices]
         whole_rows = len(set(indices)) == 1 and all(branch.input_is_final(self) for branch in branches)
         if whole_rows and not self.block_type.changes_shape(self):
-            kept = self._kept_rows(indices[0], x)
-            return self._on_rows(x, kept, args, kwargs, lambda rows, a, k: self._run(rows, scales, a, k))
+            return self._whole_rows(x, self._kept_rows(indices[0], x), scales, args, kwargs)
         for branch, index, scale in zip(branches, indices, scales, strict=True):
             x = self._branch_on_rows(branch, x, self._kept_rows(index, x), scale, args, kwargs)
         return x
@@ -92,17 +92,19 @@ class StochasticBlock(nn.Module):
             )
         return kept
 
-    def _on_rows(self, x: Tensor, kept: np.ndarray, args: Any, kwargs: Any, function: Callable[..., Tensor]) -> Tensor:
-        """Replace the kept rows by the function of them."""
+    def _whole_rows(self, x: Tensor, kept: np.ndarray, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
+        """The whole block for the kept rows; the others pass by as they are."""
         if not kept.any():
             return x
         if kept.all():
-            return function(x, args, kwargs)
-        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
+            return self._run(x, scales, args, kwargs)
         dim = self.block_type.batch_dim(self)
-        return replace_rows(
-            x, kept, lambda rows: self._in_company(rows, x, kept, lambda r: function(r, args, kwargs)), dim
-        )
+        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
+
+        def compute(rows: Tensor) -> Tensor:
+            return self._in_company(rows, x, kept, lambda r: self._run(r, scales, args, kwargs))
+
+        return replace_rows(x, kept, compute, dim)
 
     def _branch_on_rows(
         self, branch: Branch, x: Tensor, kept: np.ndarray, scale: float, args: Any, kwargs: Any
@@ -134,6 +136,8 @@ class StochasticBlock(nn.Module):
 
     def _plain_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if "_compiled" in self.__dict__:
+            if self.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
+                torch._dynamo.maybe_mark_dynamic(x, self.block_type.batch_dim(self))
             return self._compiled["forward"](self, x, *args, **kwargs)
         return super().forward(x, *args, **kwargs)
 
@@ -165,15 +169,8 @@ def stochastic_class(plain_class: Any) -> type[StochasticBlock]:
     block_type = block_type_of(plain_class)
     if block_type is None:
         raise ValueError(f"{plain_class.__module__}.{plain_class.__qualname__} is not a registered residual block")
-    gate = torch.compiler.disable(StochasticBlock.forward, reason=_WHY_NO_WHOLE_GRAPH)
-    members = {"plain_class": plain_class, "block_type": block_type, "forward": gate, "__module__": __name__}
+    members = {"plain_class": plain_class, "block_type": block_type, "__module__": __name__}
     return type(f"Stochastic{plain_class.__name__}", (StochasticBlock, plain_class), members)
-
-
-_WHY_NO_WHOLE_GRAPH = (
-    "stochastic depth decides at every step which blocks run, so no single graph holds the model; "
-    "compile the blocks with cf.compile_stochastic_blocks(model), or the model without fullgraph=True"
-)
 
 
 def _new_block(plain_class: Any) -> StochasticBlock:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .block_types import BlockType, block_type_of, known_names
-from .plan import Draws, DropPlan, Scaling, StochasticMethod, is_in_backward
+from .plan import Draws, DropPlan, Scaling, StochasticMethod, is_in_backward, outside_of_graphs
 from .rates import DropDistribution, check_distribution, check_rate, rates_over_depth
 from .stochastic_block import StochasticBlock, stochastic_class
 
@@ -262,6 +262,7 @@ class _DrawBeforeForward:
         self.batch_dim = batch_dim
         self.step = 0
 
+    @outside_of_graphs
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A forward that is computed again for its backward pass keeps the plan it had.
         if module.training and not is_in_backward():
@@ -275,6 +276,7 @@ class _CloseAfterForward:
     def __init__(self, plan: DropPlan) -> None:
         self.plan = plan
 
+    @outside_of_graphs
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.plan.close()
 

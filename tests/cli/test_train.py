@@ -10,7 +10,8 @@ import pytest
 
 from etude.algorithms import StochasticDepth
 from etude.cli.main import main
-from etude.cli.train import check_extras, count_batches, train
+from etude.cli.packages import check_packages
+from etude.cli.train import count_batches, train
 from etude.trainer.digits import digits_dataloaders
 
 OPTIONS = {
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_its_files(run: tuple[Path, str]) -> None:
     folder, _ = run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"metrics.jsonl", "metrics.csv", "settings.json", "summary.json", "run.png"}
+    assert names == {"metrics.jsonl", "metrics.csv", "settings.json", "summary.json", "weights.pt", "run.png"}
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.png").stat().st_size > 10_000
 
@@ -92,7 +93,7 @@ def test_count_batches_agrees_with_the_dataloader(duration: str, batches: int) -
 
 def test_a_missing_package_is_named_with_its_remedy() -> None:
     with pytest.raises(ValueError, match=r"etude train needs nosuchpackage installed: pip install 'etude\[cli\]'"):
-        check_extras("json", "nosuchpackage")
+        check_packages("train", "json", "nosuchpackage")
 
 
 def test_the_defaults_are_those_of_the_algorithm() -> None:

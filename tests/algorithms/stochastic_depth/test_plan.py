@@ -24,7 +24,7 @@ def draws_of(method: str, draws: str, rates: list[float] = RATES, steps: int = S
 @pytest.mark.parametrize("method", ["block", "sample"])
 def test_every_block_is_dropped_at_its_rate(method: str, draws: str) -> None:
     """A two-sided test of each mean at 5 sigma; 0 and 1 exactly."""
-    num_rows = 1 if method == "block" else 16
+    num_rows = 16 if (method, draws) == ("sample", "independent") else 1  # decisions that are independent in a draw
     means = draws_of(method, draws).mean(axis=0)
     for rate, mean in zip(RATES, means, strict=True):
         sigma = np.sqrt(rate * (1 - rate) / (STEPS * num_rows))
@@ -39,9 +39,28 @@ def test_balanced_block_draws_stay_within_one_of_the_mean_number() -> None:
     assert set(numbers) == {1, 2}  # the mean is 1.7
 
 
-def test_balanced_sample_draws_stay_within_one_row_of_the_mean_number() -> None:
+def test_balanced_sample_draws_drop_quarters_of_the_batch() -> None:
     numbers = 16 * draws_of("sample", "balanced", [0.35])
-    assert set(numbers.round(6).ravel()) == {5, 6}  # the mean is 5.6
+    assert set(numbers.round(6).ravel()) == {4, 8}  # the mean is 5.6
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 29])
+def test_balanced_sample_draws_are_exact_for_every_batch_size(num_rows: int) -> None:
+    rates = [0.0, 0.1, 0.4, 0.75, 1.0]
+    fractions = draws_of("sample", "balanced", rates, num_rows=num_rows)
+    assert set(fractions[:, 0]) == {0.0}
+    assert set(fractions[:, -1]) == {1.0}
+    sigma = 0.5 / np.sqrt(STEPS)  # of one draw for all rows, which is the largest it can be
+    assert np.abs(fractions.mean(axis=0) - rates).max() < 5 * sigma
+
+
+def test_every_row_of_a_balanced_sample_draw_has_the_same_rate() -> None:
+    plan = DropPlan([0.3], method="sample", draws="balanced")
+    kept = np.zeros(12)
+    for step in range(STEPS):
+        plan.draw(step, num_rows=12)
+        kept += plan.kept_rows(0)
+    assert np.abs(1 - kept / STEPS - 0.3).max() < 5 * np.sqrt(0.21 / STEPS)
 
 
 def test_balanced_draws_let_any_two_blocks_sit_out_together() -> None:

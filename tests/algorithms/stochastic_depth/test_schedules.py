@@ -1,7 +1,16 @@
+import math
+
 import pytest
 
 from etude import State, Time, Timestamp
-from etude.algorithms.stochastic_depth.schedules import Warmup
+from etude.algorithms.stochastic_depth.rates import rates_over_depth
+from etude.algorithms.stochastic_depth.schedules import (
+    ProgressiveLayerDrop,
+    StartLate,
+    StopEarly,
+    Warmup,
+    as_schedules,
+)
 from networks import vectors
 
 
@@ -77,3 +86,74 @@ def test_warmup_in_epochs_needs_a_dataloader_with_a_length() -> None:
     state = State(model=None, max_duration=Time(2, "ep"), train_dataloader=iter([]))
     with pytest.raises(ValueError, match='"1ep" needs a train_dataloader with a length'):
         Warmup("1ep").check(state)
+
+
+def factors(schedule: object, max_duration: str = "10ep") -> list[float]:
+    schedule.check(state_at(0, max_duration))
+    return [schedule(state_at(batch, max_duration)) for batch in range(61)]
+
+
+@pytest.mark.parametrize("max_duration", ["10ep", "60ba", "240sp"])
+@pytest.mark.parametrize(("moment", "batch"), [("0.5dur", 30), (0.25, 15), ("2ep", 12), ("7ba", 7), ("40sp", 10)])
+def test_starting_late_and_stopping_early_are_steps(moment: str | float, batch: int, max_duration: str) -> None:
+    assert factors(StartLate(moment), max_duration) == [0.0] * batch + [1.0] * (61 - batch)
+    assert factors(StopEarly(moment), max_duration) == [1.0] * batch + [0.0] * (61 - batch)
+
+
+def test_starting_late_at_the_start_is_on_from_the_start() -> None:
+    assert factors(StartLate(0)) == [1.0] * 61
+
+
+def test_progressive_layer_drop_is_the_papers_theta() -> None:
+    """Zhang and He 2020: the kept share of layer l of L is 1 - l/L * (1 - theta(t))."""
+    theta_bar, gamma, num_layers = 0.5, 0.05, 12
+    linear = rates_over_depth(1 - theta_bar, "linear", num_layers)
+    for batch, factor in enumerate(factors(ProgressiveLayerDrop(gamma))):
+        theta = (1 - theta_bar) * math.exp(-gamma * batch) + theta_bar
+        kept = [1 - layer / num_layers * (1 - theta) for layer in range(1, num_layers + 1)]
+        assert [1 - factor * rate for rate in linear] == pytest.approx(kept)
+
+
+def test_a_function_of_the_elapsed_fraction_is_a_schedule() -> None:
+    (schedule,) = as_schedules(lambda fraction: 1 - fraction)
+    assert factors(schedule) == pytest.approx([1 - batch / 60 for batch in range(61)])
+
+
+def test_every_schedule_says_what_it_is() -> None:
+    def halfway(fraction: float) -> float:
+        return 0.5
+
+    schedules = [Warmup(0.2), StartLate("1ep"), StopEarly("30ba"), ProgressiveLayerDrop(0.001), *as_schedules(halfway)]
+    assert repr(schedules) == (
+        '[Warmup("0.2dur"), StartLate("1ep"), StopEarly("30ba"), ProgressiveLayerDrop(gamma=0.001), halfway]'
+    )
+
+
+@pytest.mark.parametrize("nonsense", [1.5, -0.1, float("nan"), "half", None, True])
+def test_a_function_that_returns_nonsense_is_refused_before_training(nonsense: object) -> None:
+    (schedule,) = as_schedules(lambda fraction: nonsense if fraction == 0.5 else 1.0)
+    with pytest.raises(ValueError, match=r"drop_schedule must return a number in \[0, 1\], got .* at 0.5"):
+        schedule.check(state_at(0, "10ep"))
+
+
+@pytest.mark.parametrize("schedule", [0.5, "0.2dur", [Warmup(0.1), 3]])
+def test_what_is_no_schedule_is_refused(schedule: object) -> None:
+    with pytest.raises(TypeError, match=r"drop_schedule must be Warmup, StartLate, StopEarly, .* got"):
+        as_schedules(schedule)
+
+
+@pytest.mark.parametrize("gamma", [0, -1, float("nan"), float("inf"), "fast", True])
+def test_a_bad_gamma_is_refused(gamma: object) -> None:
+    with pytest.raises(ValueError, match="gamma must be a positive number, got"):
+        ProgressiveLayerDrop(gamma)
+
+
+def test_moments_outside_the_training_are_refused() -> None:
+    with pytest.raises(ValueError, match="stop must be above 0 for stochastic depth to have an effect"):
+        StopEarly(0)
+    with pytest.raises(ValueError, match="start must not be negative, got -1ep"):
+        StartLate("-1ep")
+    with pytest.raises(ValueError, match='start must not be longer than max_duration="10ep", got "11ep"'):
+        StartLate("11ep").check(state_at(0, "10ep"))
+    with pytest.raises(ValueError, match='stop must not be longer than max_duration="10ep", got "61ba"'):
+        StopEarly("61ba").check(state_at(0, "10ep"))

@@ -1,0 +1,51 @@
+import torch
+from torch import nn
+
+from etude.engine import Logger, LoggerDestination, State, Timestamp
+
+
+class Keep(LoggerDestination):
+    def __init__(self):
+        self.kept = []
+
+    def log_hyperparameters(self, hyperparameters):
+        self.kept.append(hyperparameters)
+
+    def log_metrics(self, metrics, step):
+        self.kept.append((metrics, step))
+
+
+def test_every_destination_gets_metrics_with_the_number_of_finished_batches():
+    destinations = [Keep(), Keep()]
+    state = State(model=nn.Identity())
+    logger = Logger(state, destinations)
+    logger.log_metrics({"loss": 0.5})
+    state.timestamp = Timestamp(epoch=1, batch=7, sample=28, batch_in_epoch=2, sample_in_epoch=8)
+    logger.log_metrics({"loss": 0.25})
+    for destination in destinations:
+        assert destination.kept == [({"loss": 0.5}, 0), ({"loss": 0.25}, 7)]
+
+
+def test_every_destination_gets_hyperparameters():
+    destinations = [Keep(), Keep()]
+    Logger(State(model=nn.Identity()), destinations).log_hyperparameters({"lr": 0.1})
+    assert [destination.kept for destination in destinations] == [[{"lr": 0.1}], [{"lr": 0.1}]]
+
+
+def test_tensors_are_handed_on_unread():
+    destination, value = Keep(), torch.tensor(0.5)
+    Logger(State(model=nn.Identity()), [destination]).log_metrics({"loss": value})
+    assert destination.kept[0][0]["loss"] is value
+
+
+def test_without_destinations_nothing_happens():
+    logger = Logger(State(model=nn.Identity()))
+    logger.log_metrics({"loss": 0.5})
+    logger.log_hyperparameters({})
+    assert logger.destinations == ()
+
+
+def test_a_plain_destination_keeps_nothing_and_takes_everything():
+    destination = LoggerDestination()
+    assert destination.log_metrics({"loss": 0.5}, 0) is None
+    assert destination.log_hyperparameters({"lr": 0.1}) is None

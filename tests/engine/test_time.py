@@ -1,0 +1,314 @@
+import dataclasses
+import itertools
+import operator
+
+import pytest
+
+from etude.engine import Time, Timestamp, TimeUnit, as_time
+
+COUNTED = [TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE]
+MIXED = list(itertools.permutations(TimeUnit, 2))
+COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge]
+
+
+class TestParsing:
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_a_number_and_a_unit_are_read(self, unit):
+        assert Time.from_timestring(f"3{unit.value}") == Time(3, unit)
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            (" 3 ep ", 3),
+            ("+3ep", 3),
+            ("-3ep", -3),
+            ("1_000ba", 1000),
+            ("0sp", 0),
+            ("0.2dur", 0.2),
+            (".5dur", 0.5),
+            ("1.dur", 1.0),
+            ("1e-3dur", 0.001),
+        ],
+    )
+    def test_ways_to_write_a_number(self, text, value):
+        assert Time.from_timestring(text).value == value
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_only_a_duration_is_a_fraction(self, unit):
+        value = Time.from_timestring(f"3{unit}").value
+        assert type(value) is (float if unit is TimeUnit.DURATION else int)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            " ",
+            "3",
+            "ep",
+            "ep3",
+            "3 e p",
+            "3ep5",
+            "3ep 5ba",
+            "--3ep",
+            "1e3",
+            "three ep",
+            "3EP",
+            "٣ep",
+            "3ep\0",
+            "0x3ep",
+        ],
+    )
+    def test_what_is_no_time_string_is_refused(self, text):
+        with pytest.raises(ValueError, match=r'must be like "3ep", "100ba", "6400sp" or "0\.2dur", got') as caught:
+            Time.from_timestring(text)
+        assert repr(text) in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["3epochs", "3b", "3s", "3min"])
+    def test_an_unknown_unit_is_refused(self, text):
+        with pytest.raises(ValueError, match=f'one of "ep", "ba", "sp", "dur", got {text[1:]!r}'):
+            Time.from_timestring(text)
+
+    @pytest.mark.parametrize("unit", COUNTED)
+    @pytest.mark.parametrize("number", ["1.5", "0.1", "1e3"])
+    def test_a_fraction_of_a_counted_unit_is_refused(self, number, unit):
+        with pytest.raises(TypeError, match=f'a time in "{unit}" must be a whole number, got {float(number)}'):
+            Time.from_timestring(f"{number}{unit}")
+
+    def test_a_number_too_large_for_a_float_is_refused(self):
+        with pytest.raises(ValueError, match="must be finite, got inf"):
+            Time.from_timestring("1e999dur")
+
+    @pytest.mark.parametrize(
+        "time",
+        [
+            Time(3, "ep"),
+            Time(-7, "ba"),
+            Time(10**18, "sp"),
+            Time(0.1 + 0.2, "dur"),
+            Time(1e-9, "dur"),
+            Time(1e22, "dur"),
+        ],
+    )
+    def test_the_text_of_a_time_reads_as_that_time(self, time):
+        assert Time.from_timestring(str(time)) == time
+
+
+class TestConstruction:
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_a_unit_and_its_suffix_are_the_same(self, unit):
+        assert Time(2, unit.value).unit is unit
+        assert str(unit) == unit.value
+
+    @pytest.mark.parametrize("unit", ["", "epoch", "EP", None, 3])
+    def test_an_unknown_unit_is_refused(self, unit):
+        with pytest.raises(ValueError, match=f'unit of a time must be one of "ep", "ba", "sp", "dur", got {unit!r}'):
+            Time(1, unit)
+
+    @pytest.mark.parametrize("value", ["3", None, True, 1j])
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_what_is_no_number_is_refused(self, value, unit):
+        with pytest.raises(TypeError, match="value of a time must be a number, got") as caught:
+            Time(value, unit)
+        assert repr(value) in str(caught.value)
+
+    @pytest.mark.parametrize("unit", COUNTED)
+    @pytest.mark.parametrize("value", [0.5, 2.0])
+    def test_a_float_of_a_counted_unit_is_refused(self, value, unit):
+        with pytest.raises(TypeError, match=f'a time in "{unit}" must be a whole number, got {value}'):
+            Time(value, unit)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    def test_what_is_not_finite_is_refused(self, value):
+        with pytest.raises(ValueError, match=f"value of a time must be finite, got {value}"):
+            Time(value, "dur")
+
+    @pytest.mark.parametrize("name", ["value", "unit"])
+    def test_a_time_is_immutable(self, name):
+        time = Time(3, "ep")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(time, name, getattr(time, name))
+
+
+class TestComparison:
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_times_of_one_unit_are_ordered_by_value(self, unit):
+        small, large = Time(2, unit), Time(3, unit)
+        assert small < large
+        assert small <= large
+        assert small <= Time(2, unit)
+        assert large > small
+        assert large >= small
+        assert not small > large
+        assert not large <= small
+        assert not small < Time(2, unit)
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_equal_times_are_equal_with_equal_hashes(self, unit):
+        assert Time(3, unit) == Time(3, unit.value)
+        assert hash(Time(3, unit)) == hash(Time(3, unit.value))
+        assert Time(3, unit) != Time(4, unit)
+
+    def test_a_whole_and_a_float_duration_are_one_key(self):
+        assert Time(1, "dur") == Time(1.0, "dur")
+        assert len({Time(1, "dur"), Time(1.0, "dur")}) == 1
+
+    def test_times_of_all_units_are_different_keys(self):
+        assert len({Time(1, unit) for unit in TimeUnit}) == len(TimeUnit)
+
+    @pytest.mark.parametrize(("unit", "other"), MIXED)
+    def test_times_of_different_units_are_never_equal(self, unit, other):
+        assert Time(3, unit) != Time(3, other)
+        assert not Time(3, unit) == Time(3, other)  # noqa: SIM201  # __eq__ itself
+
+    @pytest.mark.parametrize("compare", COMPARISONS)
+    @pytest.mark.parametrize(("unit", "other"), MIXED)
+    def test_times_of_different_units_have_no_order(self, unit, other, compare):
+        with pytest.raises(ValueError, match=f'different units cannot be combined: "1{unit}" and "2{other}"'):
+            compare(Time(1, unit), Time(2, other))
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_a_bare_number_is_read_in_the_same_unit(self, unit):
+        time = Time(3, unit)
+        assert time == 3
+        assert time != 4
+        assert 2 < time < 4
+        assert 3 <= time <= 3
+        assert not time > 3
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_a_string_is_read_as_a_time(self, unit):
+        time = Time(3, unit)
+        assert time == f"3{unit}"
+        assert time != f"4{unit}"
+        assert f"2{unit}" < time < f"4{unit}"
+
+    def test_a_string_of_another_unit_is_a_time_of_another_unit(self):
+        assert Time(3, "ep") != "3ba"
+        with pytest.raises(ValueError, match='"3ep" and "4ba"'):
+            assert Time(3, "ep") < "4ba"
+
+    @pytest.mark.parametrize("other", [None, [3], Timestamp()])
+    def test_a_time_is_unequal_to_what_is_no_time(self, other):
+        assert Time(3, "ep") != other
+
+    @pytest.mark.parametrize("compare", COMPARISONS)
+    def test_a_time_has_no_order_with_what_is_no_time(self, compare):
+        with pytest.raises(TypeError, match="must be a Time or a time string"):
+            compare(Time(3, "ep"), None)
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_only_zero_is_false(self, unit):
+        assert not Time(0, unit)
+        assert Time(1, unit)
+        assert Time(-1, unit)
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_times_of_one_unit_add_and_subtract(self, unit):
+        assert Time(5, unit) + Time(3, unit) == Time(8, unit)
+        assert Time(5, unit) - Time(3, unit) == Time(2, unit)
+        assert -Time(5, unit) == Time(-5, unit)
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_bare_numbers_add_and_subtract_on_both_sides(self, unit):
+        time = Time(5, unit)
+        assert time + 3 == 3 + time == Time(8, unit)
+        assert time - 3 == Time(2, unit)
+        assert 3 - time == Time(-2, unit)
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_strings_add_and_subtract(self, unit):
+        assert Time(5, unit) + f"3{unit}" == Time(8, unit)
+        assert Time(5, unit) - f"3{unit}" == Time(2, unit)
+
+    def test_times_can_be_summed(self):
+        assert sum([Time(1, "ba"), Time(2, "ba"), Time(3, "ba")]) == Time(6, "ba")
+
+    @pytest.mark.parametrize("combine", [operator.add, operator.sub, operator.truediv])
+    @pytest.mark.parametrize(("unit", "other"), MIXED)
+    def test_times_of_different_units_do_not_combine(self, unit, other, combine):
+        with pytest.raises(ValueError, match=f'different units cannot be combined: "1{unit}" and "2{other}"'):
+            combine(Time(1, unit), Time(2, other))
+
+    @pytest.mark.parametrize("unit", COUNTED)
+    def test_a_fraction_does_not_add_to_a_counted_unit(self, unit):
+        with pytest.raises(TypeError, match=f'a time in "{unit}" must be a whole number, got 0.5'):
+            Time(1, unit) + 0.5
+
+    @pytest.mark.parametrize("unit", COUNTED)
+    def test_counted_units_multiply_and_divide_down_to_whole_numbers(self, unit):
+        time = Time(7, unit)
+        assert time * 2 == 2 * time == Time(14, unit)
+        assert time * 0.5 == time / 2 == Time(3, unit)
+        assert type((time * 0.5).value) is type((time / 2).value) is int
+
+    def test_durations_multiply_and_divide_as_fractions(self):
+        assert Time(0.5, "dur") * 0.5 == Time(0.25, "dur")
+        assert Time(0.5, "dur") / 2 == Time(0.25, "dur")
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_the_ratio_of_two_times_is_a_fraction_of_the_duration(self, unit):
+        assert Time(1, unit) / Time(4, unit) == Time(0.25, "dur")
+        assert Time(1, unit) / f"4{unit}" == Time(0.25, "dur")
+
+    def test_a_time_converts_to_numbers(self):
+        assert int(Time(3, "ep")) == 3
+        assert float(Time(0.5, "dur")) == 0.5
+
+
+class TestAsTime:
+    def test_a_time_is_returned_as_it_is(self):
+        time = Time(3, "ep")
+        assert as_time(time) is time
+
+    def test_a_string_is_read(self):
+        assert as_time("3ep") == Time(3, "ep")
+
+    @pytest.mark.parametrize("value", [3, 0.5, None, ["3ep"]])
+    def test_anything_else_is_refused_by_name(self, value):
+        with pytest.raises(TypeError, match="my_time must be a Time or a time string") as caught:
+            as_time(value, "my_time")
+        assert repr(value) in str(caught.value)
+
+    @pytest.mark.parametrize(("text", "error"), [("soon", ValueError), ("3xy", ValueError), ("1.5ep", TypeError)])
+    def test_a_string_that_cannot_be_read_is_refused_by_name(self, text, error):
+        with pytest.raises(error, match=r"^my_time: .* got "):
+            as_time(text, "my_time")
+
+
+class TestTimestamp:
+    def test_it_starts_at_zero(self):
+        assert set(Timestamp().state_dict().values()) == {0}
+
+    def test_a_batch_moves_all_counters_but_the_epoch(self):
+        before = Timestamp(epoch=2, batch=10, sample=40, batch_in_epoch=3, sample_in_epoch=12)
+        after = Timestamp(epoch=2, batch=11, sample=45, batch_in_epoch=4, sample_in_epoch=17)
+        assert before.to_next_batch(5) == after
+
+    def test_the_end_of_an_epoch_resets_what_is_counted_in_it(self):
+        before = Timestamp(epoch=2, batch=10, sample=40, batch_in_epoch=3, sample_in_epoch=12)
+        assert before.to_next_epoch() == Timestamp(epoch=3, batch=10, sample=40)
+
+    def test_moves_leave_the_original_alone(self):
+        timestamp = Timestamp()
+        timestamp.to_next_batch(4)
+        timestamp.to_next_epoch()
+        assert timestamp == Timestamp()
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            timestamp.batch = 1
+
+    @pytest.mark.parametrize(("unit", "value"), [("ep", 2), ("ba", 10), ("sp", 40)])
+    def test_it_tells_what_is_finished_in_each_unit(self, unit, value):
+        timestamp = Timestamp(epoch=2, batch=10, sample=40, batch_in_epoch=3, sample_in_epoch=12)
+        assert timestamp.get(unit) == timestamp.get(TimeUnit(unit)) == Time(value, unit)
+
+    def test_it_does_not_know_the_duration(self):
+        with pytest.raises(ValueError, match=r'no "dur": use State\.get_elapsed_duration'):
+            Timestamp().get("dur")
+
+    def test_its_state_makes_an_equal_timestamp(self):
+        timestamp = Timestamp(epoch=1, batch=2, sample=3, batch_in_epoch=4, sample_in_epoch=5)
+        state = timestamp.state_dict()
+        assert sorted(state) == sorted(field.name for field in dataclasses.fields(Timestamp))
+        assert Timestamp.from_state_dict(state) == timestamp

@@ -1,0 +1,155 @@
+import io
+from contextlib import redirect_stderr
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+from etude.trainer import Trainer, progress_bar
+from networks import LinearModel, vectors
+
+
+class Screen(io.StringIO):
+    """Standard error of a terminal, or of a pipe."""
+
+    def __init__(self, is_terminal: bool):
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+    def states_of_the_bar(self) -> list[str]:
+        return [part for part in self.getvalue().split("\r") if "|" in part or "ba [" in part]
+
+    def lines(self, beginning: str) -> list[str]:
+        return [line for line in self.getvalue().splitlines() if line.startswith(beginning)]
+
+
+class Stream(IterableDataset):
+    """Rows without a length."""
+
+    def __iter__(self):
+        for row in torch.ones(12, 8):
+            yield row, 1
+
+
+@pytest.fixture
+def terminal():
+    yield Screen(is_terminal=True)
+    assert not tqdm._instances, "a bar was left open"
+
+
+@pytest.fixture
+def pipe():
+    return Screen(is_terminal=False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Lets that many seconds pass whenever the time is read."""
+
+    def tick(seconds: float) -> None:
+        readings = iter(range(10**6))
+        monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: seconds * next(readings)))
+
+    return tick
+
+
+def train(screen: Screen, data=None, eval_dataloader=None, max_duration="2ep", **arguments) -> Trainer:
+    """6 batches per epoch, unless other data are given."""
+    data = vectors(24, 4) if data is None else data
+    with redirect_stderr(screen):
+        trainer = Trainer(LinearModel(), data, eval_dataloader, max_duration, device="cpu", **arguments)
+        trainer.fit()
+        trainer.close()
+    return trainer
+
+
+class TestTerminal:
+    def test_there_is_one_bar_per_epoch(self, terminal):
+        train(terminal)
+        states = terminal.states_of_the_bar()
+        assert any(state.startswith("epoch 1/2: 100%") and " 6/6 " in state for state in states)
+        assert any(state.startswith("epoch 2/2: 100%") and " 6/6 " in state for state in states)
+
+    @pytest.mark.parametrize(("max_duration", "length"), [("4ba", 4), ("6ba", 6), ("10ba", 6), ("99sp", 6)])
+    def test_the_bar_counts_the_batches_to_come(self, terminal, max_duration, length):
+        train(terminal, max_duration=max_duration)
+        first = [state for state in terminal.states_of_the_bar() if state.startswith("epoch 1: ")]
+        assert first
+        assert f" {length}/{length} " in first[-1]
+
+    def test_the_last_bar_of_a_duration_in_batches_is_shorter(self, terminal):
+        train(terminal, max_duration="8ba")
+        assert terminal.states_of_the_bar()[-1].startswith("epoch 2: 100%")
+        assert " 2/2 " in terminal.states_of_the_bar()[-1]
+
+    def test_a_dataloader_without_length_has_a_bar_without_end(self, terminal):
+        train(terminal, DataLoader(Stream(), 4))
+        assert terminal.states_of_the_bar()[-1].startswith("epoch 2/2: 3ba [")
+
+    def test_a_duration_in_batches_is_the_end_where_the_dataloader_has_none(self, terminal):
+        train(terminal, DataLoader(Stream(), 4), max_duration="2ba")
+        assert " 2/2 " in terminal.states_of_the_bar()[-1]
+
+    def test_the_latest_loss_is_shown(self, terminal, clock):
+        clock(seconds=1.0)
+        trainer = train(terminal, max_duration="1ep")
+        assert f"loss={trainer.state.loss.item():.4f}" in terminal.states_of_the_bar()[-1]
+
+    def test_evaluation_results_are_shown_on_a_line_of_their_own(self, terminal):
+        trainer = train(terminal, eval_dataloader=vectors(8, 4), max_duration="1ep")
+        (line,) = terminal.lines("epoch 1  batch 6")
+        assert line.endswith(f"evaluation: total {trainer.state.eval_metrics['loss/eval/total']:.4f}")
+
+    def test_an_exception_ends_the_bar(self, terminal):
+        with pytest.raises(ValueError, match="without any"):
+            train(terminal, [*vectors(8, 4), "no batch"])
+        assert " 2/3 " in terminal.states_of_the_bar()[-1]
+
+
+class TestNoTerminal:
+    def test_there_is_no_bar(self, pipe):
+        train(pipe, eval_dataloader=vectors(8, 4))
+        assert pipe.getvalue()
+        assert "\r" not in pipe.getvalue()
+
+    def test_quick_epochs_print_their_evaluation_only(self, pipe):
+        train(pipe, eval_dataloader=vectors(8, 4))
+        assert len(pipe.getvalue().splitlines()) == 2
+        assert len(pipe.lines("epoch 1  batch 6  training loss ")) == 1
+        assert len(pipe.lines("epoch 2  batch 12  training loss ")) == 1
+
+    def test_slow_batches_print_a_line_each(self, pipe, clock):
+        clock(seconds=31.0)
+        train(pipe, max_duration="1ep")
+        printed = pipe.lines("epoch 1/1  batch ")
+        assert [line.split()[3] for line in printed] == [f"{batch}/6" for batch in range(1, 7)]
+        assert all(float(line.split("loss ")[1]) > 0 for line in printed)
+
+    def test_lines_are_at_least_30_seconds_apart(self, pipe, clock):
+        """Batches end after 12, 24, 36, 48, 60 and 72 seconds."""
+        clock(seconds=12.0)
+        train(pipe, max_duration="6ba")
+        assert [line.split()[3] for line in pipe.lines("epoch 1  batch ")] == ["3/6", "6/6"]
+
+    @pytest.mark.parametrize("max_duration", ["1ep", "12sp"])
+    def test_a_dataloader_without_length_counts_without_end(self, pipe, clock, max_duration):
+        clock(seconds=31.0)
+        train(pipe, DataLoader(Stream(), 4), max_duration=max_duration)
+        assert [line.split()[3] for line in pipe.lines("epoch 1")] == ["1", "2", "3"]
+
+    def test_a_standalone_evaluation_is_shown(self, pipe):
+        with redirect_stderr(pipe):
+            loss = Trainer(LinearModel(), eval_dataloader=vectors(8, 4), device="cpu").eval()["loss/eval/total"]
+        assert pipe.getvalue() == f"epoch 0  batch 0  evaluation: total {loss:.4f}\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_without_progress_bar_nothing_is_printed(is_terminal):
+    screen = Screen(is_terminal)
+    train(screen, eval_dataloader=vectors(8, 4), progress_bar=False)
+    assert screen.getvalue() == ""
