@@ -1,5 +1,6 @@
 """Times several ways to do one thing in turns, so that a busy machine disturbs all of them alike."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,8 +15,10 @@ def time_in_turns(steps: Mapping[str, Callable[[], object]], rounds: int, warmup
         warmup: Rounds before, which do not count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
     for number in range(warmup + rounds):
-        for name, step in steps.items():
+        for name in random.sample(names, len(names)):  # each comes after each, so none profits from its place
+            step = steps[name]
             started = time.perf_counter()
             step()
             if number >= warmup:
