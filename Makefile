@@ -23,6 +23,7 @@ lint: .venv/lint
 
 bench: .venv/test
 	$(BIN)/python benchmarks/engine_overhead.py
+	for part in absent methods rows inference memory plans; do $(BIN)/python benchmarks/stochastic_depth.py $$part; done
 
 # One stamp per extra: an install happens again when the requirements change.
 .venv/%: setup.cfg pyproject.toml

@@ -1,1 +1,1 @@
-"""The command line: ``etude train``."""
+"""The command line: ``etude train``, ``etude plan``, ``etude export``."""

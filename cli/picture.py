@@ -41,11 +41,12 @@ def draw_plan(savings: Savings, title: str, path: Path) -> None:
     places = range(1, len(savings.blocks) + 1)
     shares = [100 * block.macs / savings.macs for block in savings.blocks]
     saved = [share * block.drop_rate for share, block in zip(shares, savings.blocks, strict=True)]
-    axes.bar(places, shares, color="lightgray", label=f"computed at most: {savings.maximal:.1%} of the network")
+    axes.bar(places, shares, color="lightgray", label=f"can be dropped: {savings.maximal:.1%} of the network")
     axes.bar(places, saved, color="tab:blue", label=f"expected to be saved: {savings.expected:.1%}")
     axes.set(title=title, xlabel="block", ylabel="% of the MACs of the network")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axes.margins(y=0.25)  # room for the legend
+    axes.legend(loc="upper left")
     figure.savefig(path, dpi=120)
 
 

@@ -73,7 +73,7 @@ def build(model: str) -> nn.Module:
     with torch.device("meta"):
         if depth != model and depth.isdigit():
             return cifar_resnet(int(depth))
-        if model not in torchvision.models.list_models():
+        if model not in torchvision.models.list_models(module=torchvision.models):
             raise ValueError(
                 f"model must be the name of a torchvision network or cifar_resnet20 to 1202, got {model!r}"
             )

@@ -46,7 +46,7 @@ def as_table(summary: dict[str, Any]) -> str:
     """The summary as lines of aligned text."""
     lines = {
         "test accuracy": _percent(summary["test_accuracy"]),
-        "test loss": f"{summary['test_loss']:.4f}",
+        "test loss": "not finite" if summary["test_loss"] is None else f"{summary['test_loss']:.4f}",
         "training": f"{summary['batches']} batches",
         "time per epoch": f"{summary['seconds_per_epoch']:.1f} s" if summary["seconds_per_epoch"] else "no full epoch",
         "stochastic blocks": str(summary["num_stochastic_layers"]),

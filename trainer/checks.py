@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..engine import Time, TimeUnit, as_time
 
@@ -122,6 +122,16 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
                 f"optimizers must hold parameters of the model only, {type(optimizer).__name__} holds {strangers} of "
                 f"{len(parameters)} that are not among those of {type(model).__name__}"
             )
+
+
+def check_steps(optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]) -> None:
+    """Optimizers and schedulers must step without being handed anything."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("optimizers must step without a closure, got LBFGS, which needs one")
+    for scheduler in schedulers:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("schedulers must step without a metric, got ReduceLROnPlateau, which needs one")
 
 
 def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Optimizer]) -> None:

@@ -56,7 +56,7 @@ class ProgressBar(LoggerDestination):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Show the results, above the bar where there is one."""
-        results = "  ".join(f"{name.split('/')[-1]} {value:.4f}" for name, value in state.eval_metrics.items())
+        results = "  ".join(f"{_short(name)} {value:.4f}" for name, value in state.eval_metrics.items())
         loss = f"  training loss {float(self._loss):.4f}" if self._loss is not None else ""
         position = f"epoch {state.timestamp.epoch}  batch {state.timestamp.batch}"
         tqdm.write(f"{position}{loss}  evaluation: {results}", file=sys.stderr)
@@ -81,6 +81,10 @@ class ProgressBar(LoggerDestination):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _short(name: str) -> str:
+    return "loss" if name == "loss/eval/total" else name.split("/")[-1]
 
 
 def _epoch_text(state: State) -> str:

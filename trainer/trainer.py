@@ -1,14 +1,12 @@
 """The Trainer: it turns the loop and tells the engine of every event. `Event` shows the loop as a text."""
 
 import logging
-import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -19,6 +17,7 @@ from . import batches, checks
 from .file_logger import FileLogger
 from .precision import Precision, autocast, check_precision, grad_scaler
 from .progress_bar import ProgressBar
+from .reproducibility import generator_of_epoch, seed_all
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +99,7 @@ class Trainer:
         )
         checks.check_optimizers(state.optimizers, model)
         checks.check_schedulers(state.schedulers, state.optimizers)
+        checks.check_steps(state.optimizers, state.schedulers)
         self._eval_interval = checks.check_interval(eval_interval, eval_dataloader)
         self._microbatch_size = checks.check_microbatch_size(device_train_microbatch_size)
         destinations = list(checks.as_sequence(loggers, LoggerDestination, "loggers"))
@@ -115,7 +115,7 @@ class Trainer:
         self._scaler = grad_scaler(precision, state.device)
         self._step_schedulers_every_batch = step_schedulers_every_batch
         self._evaluated_at = -1
-        _seed_all(seed, deterministic_mode)
+        seed_all(seed, deterministic_mode)
         self.engine.run_event(Event.INIT)
         model.to(state.device)
         checks.check_optimizers(state.optimizers, model)  # again: an algorithm may have replaced parameters
@@ -209,9 +209,9 @@ class Trainer:
         state, run_event = self.state, self.engine.run_event
         run_event(Event.BATCH_START)
         run_event(Event.BEFORE_TRAIN_BATCH)
-        for optimizer in state.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
         loss = self._train_microbatches()
+        self._unscale_gradients()
         run_event(Event.AFTER_TRAIN_BATCH)
         self._step_optimizers()
         lr = state.optimizers[0].param_groups[0]["lr"]
@@ -261,6 +261,7 @@ class Trainer:
         metrics = model.get_metrics(is_train=False) if hasattr(model, "get_metrics") else {}
         metrics = {name: metric.to(state.device) for name, metric in metrics.items()}
         loss, count = torch.zeros((), device=state.device), 0
+        before = state.batch, state.batch_num_samples
         with _evaluation_mode(model), torch.no_grad():
             run_event(Event.EVAL_START)
             events = Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER
@@ -282,16 +283,23 @@ class Trainer:
             self._evaluated_at = state.timestamp.batch
             self.logger.log_metrics(state.eval_metrics)
             run_event(Event.EVAL_END)
+        state.batch, state.batch_num_samples = before
 
     def _batches(self, dataloader: Iterable[Any] | None, before: Event, after: Event) -> Iterator[Any]:
         """Yield each batch of a dataloader on the device, with the event before and after it is fetched."""
         assert dataloader is not None, "fit and eval have checked it"
-        state, iterator = self.state, iter(dataloader)
+        state, iterator = self.state, None
         while True:
             self.engine.run_event(before)
-            try:
-                batch = next(iterator)
-            except StopIteration:
+            if iterator is None:
+                # A dataloader shuffles when its first batch is fetched, by torch's global generator. Seeded here, the
+                # order depends on seed and epoch alone, and not on what the model or an evaluation has drawn.
+                with generator_of_epoch(state.seed, state.timestamp.epoch):
+                    iterator = iter(dataloader)
+                    batch = next(iterator, _NO_BATCH)
+            else:
+                batch = next(iterator, _NO_BATCH)
+            if batch is _NO_BATCH:
                 return
             state.batch_num_samples = batches.num_samples(batch)
             state.batch = batches.move(batch, state.device)
@@ -303,6 +311,11 @@ class Trainer:
         if state.eval_dataloader is None or interval.unit is not unit:
             return False
         return state.timestamp.get(unit).value % interval.value == 0
+
+    def _unscale_gradients(self) -> None:
+        if self._scaler.is_enabled():
+            for optimizer in filter(_has_gradient, self.state.optimizers):
+                self._scaler.unscale_(optimizer)
 
     def _step_optimizers(self) -> None:
         for optimizer in self.state.optimizers:
@@ -343,6 +356,9 @@ class Trainer:
             error.add_note(f"while closing, too: {group!r}")
 
 
+_NO_BATCH = object()
+
+
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and afterwards each back into the mode it was in."""
@@ -380,12 +396,3 @@ def _default_optimizer(model: nn.Module) -> Optimizer:
 def _describe(optimizer: Optimizer) -> dict[str, Any]:
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     return {"name": type(optimizer).__name__, "groups": groups}
-
-
-def _seed_all(seed: int, deterministic_mode: bool) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # the global generator is what user code draws from
-    torch.manual_seed(seed)
-    if deterministic_mode:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False

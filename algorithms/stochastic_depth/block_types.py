@@ -27,8 +27,8 @@ class Branch:
             and in a chain of blocks that all end in the same ReLU.
         last_layer: ``(block) -> layer``, the normalisation or linear layer that ends the residual
             branch and can take over a factor; None where there is none.
-        is_relu_after_new: Whether a ReLU follows the sum, and `residual` gives a new tensor that nobody
-            else holds. Evaluation then adds in place.
+        gives_new_tensor: Whether `residual` gives a tensor that nobody else holds, so that evaluation can
+            add in place.
     """
 
     residual: Callable[..., Tensor]
@@ -36,7 +36,7 @@ class Branch:
     after_sum: Callable[[Any, Tensor], Tensor] = lambda block, y: y
     input_is_final: Callable[[Any], bool] = lambda block: True
     last_layer: Callable[[Any], nn.Module | None] = lambda block: None
-    is_relu_after_new: bool = False
+    gives_new_tensor: bool = False
 
     def run(self, block: nn.Module, x: Tensor, scale: float, *args: Any, **kwargs: Any) -> Tensor:
         """The step with the residual branch times `scale`, which is not computed where that is 0."""
@@ -44,8 +44,8 @@ class Branch:
             return self.drop(block, x)
         residual = self.residual(block, x, *args, **kwargs)
         shortcut = self.shortcut(block, x)
-        if self.is_relu_after_new and not torch.is_grad_enabled():
-            return torch.add(shortcut, residual, alpha=scale, out=residual).relu_()
+        if self.gives_new_tensor and not torch.is_grad_enabled():
+            return self.after_sum(block, torch.add(shortcut, residual, alpha=scale, out=residual))
         return self.after_sum(block, torch.add(shortcut, residual, alpha=scale))
 
     def drop(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -67,6 +67,7 @@ class BlockType:
         batch_dim: The dimension of a block's input that counts the samples.
         select: ``(block, take, ...) -> (args, kwargs)``, the further arguments of ``forward`` for some
             samples only, where ``take(tensor)`` selects those from a tensor's first dimension.
+        cls: The class itself, where a user registered it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class BlockType:
     changes_shape: Callable[[Any], bool] = lambda block: False
     batch_dim: Callable[[Any], int] = lambda block: 0
     select: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] = lambda block, take, *args, **kwargs: (args, kwargs)
+    cls: type[nn.Module] | None = None
 
 
 def register_residual_block(
@@ -103,7 +105,7 @@ def register_residual_block(
         residual: ``(block, x) -> f(x)``, what can be dropped.
         shortcut: ``(block, x) -> s(x)``; by default the identity.
         after_sum: ``(block, y) -> z``; by default nothing.
-        last_layer: Name of the normalisation or linear layer that ends the residual branch, for
+        last_layer: Attribute with the normalisation or linear layer that ends the residual branch, for
             `fold_stochastic_depth`.
         name: What `target_layer_name` calls it; by default the name of the class.
 
@@ -116,22 +118,27 @@ def register_residual_block(
     for argument, function in (("residual", residual), ("shortcut", shortcut), ("after_sum", after_sum)):
         if not callable(function) and (function is not None or argument == "residual"):
             raise TypeError(f"{argument} must be a function of block and tensor, got {function!r}")
+    if not all(isinstance(text, str) or text is None for text in (last_layer, name)):
+        raise TypeError(f"last_layer and name must be strings, got {last_layer!r} and {name!r}")
     name = name or cls.__name__
-    if block_type_of(cls) is not None or name in known_names():
+    earlier = BLOCK_TYPES.get(_import_path(cls))  # of a class of this name that was defined again, as in a notebook
+    is_redefined = earlier is not None and earlier.cls not in (None, cls) and earlier.name == name
+    if not is_redefined and (earlier is not None or name in known_names()):
         raise ValueError(f"cls and name must not be registered already, got {cls.__qualname__} and {name!r}")
     given: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
     if after_sum is not None:
         # Only a class that is known to chain can promise that its inputs have gone through after_sum.
         given.update(after_sum=after_sum, input_is_final=lambda block: False)
     if last_layer is not None:
-        given["last_layer"] = lambda block: block.get_submodule(last_layer)
+        given["last_layer"] = lambda block: getattr(block, last_layer, None)
     changes_shape = (lambda block: False) if shortcut is None else (lambda block: True)
-    BLOCK_TYPES[_import_path(cls)] = BlockType(name, (Branch(residual, **given),), changes_shape)
+    BLOCK_TYPES[_import_path(cls)] = BlockType(name, (Branch(residual, **given),), changes_shape, cls=cls)
 
 
 def block_type_of(cls: type[nn.Module]) -> BlockType | None:
     """The registered type of exactly this class, None for any other, subclasses included."""
-    return BLOCK_TYPES.get(_import_path(cls))
+    found = BLOCK_TYPES.get(_import_path(cls))
+    return found if found is not None and found.cls in (None, cls) else None
 
 
 def known_names() -> list[str]:
@@ -169,6 +176,10 @@ def _relu(block: Any, y: Tensor) -> Tensor:
     return block.relu(y)
 
 
+def _ends_in_relu(block: Any) -> bool:
+    return isinstance(block.relu, nn.ReLU)
+
+
 # timm: ResNet and its relatives
 
 
@@ -203,11 +214,6 @@ def _attention(
     src_key_padding_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    if x.is_nested:
-        raise ValueError(
-            "a TransformerEncoder with stochastic depth must be built with enable_nested_tensor=False, "
-            "got a nested tensor"
-        )
     x = block.norm1(x) if block.norm_first else x
     masks = _as_float(src_mask, x), _as_float(src_key_padding_mask, x)
     return block._sa_block(x, *masks, is_causal=is_causal)
@@ -246,12 +252,16 @@ def _unless_post_norm(norm: str) -> Callable[[Any, Tensor], Tensor]:
 BLOCK_TYPES = {
     "torchvision.models.resnet.BasicBlock": BlockType(
         "ResNetBasicBlock",
-        (Branch(_basic_residual, _projection, _relu, last_layer=lambda block: block.bn2, is_relu_after_new=True),),
+        (Branch(_basic_residual, _projection, _relu, _ends_in_relu, lambda block: block.bn2, gives_new_tensor=True),),
         _has_projection,
     ),
     "torchvision.models.resnet.Bottleneck": BlockType(
         "ResNetBottleneck",
-        (Branch(_bottleneck_residual, _projection, _relu, last_layer=lambda block: block.bn3, is_relu_after_new=True),),
+        (
+            Branch(
+                _bottleneck_residual, _projection, _relu, _ends_in_relu, lambda block: block.bn3, gives_new_tensor=True
+            ),
+        ),
         _has_projection,
     ),
     "etude.models.cifar_resnet.CIFARBasicBlock": BlockType(
@@ -261,8 +271,9 @@ BLOCK_TYPES = {
                 _basic_residual,
                 lambda block, x: block.option_a_shortcut(x),
                 _relu,
-                last_layer=lambda block: block.bn2,
-                is_relu_after_new=True,
+                _ends_in_relu,
+                lambda block: block.bn2,
+                gives_new_tensor=True,
             ),
         ),
         lambda block: block.stride != 1 or block.new_channels > 0,
@@ -274,6 +285,7 @@ BLOCK_TYPES = {
                 _timm_basic_residual,
                 _projection,
                 lambda block, y: block.act2(y),
+                lambda block: isinstance(block.act2, nn.ReLU),
                 last_layer=lambda block: block.bn2 if block.se is None else None,
             ),
         ),
@@ -286,6 +298,7 @@ BLOCK_TYPES = {
                 _timm_bottleneck_residual,
                 _projection,
                 lambda block, y: block.act3(y),
+                lambda block: isinstance(block.act3, nn.ReLU),
                 last_layer=lambda block: block.bn3 if block.se is None else None,
             ),
         ),

@@ -40,6 +40,8 @@ def export_network(
             f"network must be plain to export it, {type(network).__name__} has stochastic depth: "
             "fold_stochastic_depth(model) comes first"
         )
+    if hasattr(network, "loss"):
+        raise ValueError(f"network must map inputs to outputs, got a {type(network).__name__}: export its .module")
     missing = [package for package in _PACKAGES[export_format] if find_spec(package) is None]
     if missing:
         raise ValueError(

@@ -46,7 +46,9 @@ def fold_stochastic_depth(model: nn.Module) -> nn.Module:
 
 def _last_layer(block: StochasticBlock, number: int, name: str) -> Any:
     layer: Any = block.block_type.branches[number].last_layer(block)
-    if layer is None or getattr(layer, "weight", None) is None:
+    # A weight that is computed from others (a parametrization) would forget the factor.
+    held = {} if layer is None else {**layer._parameters, **layer._buffers}
+    if held.get("weight") is None:
         raise ValueError(
             f"every branch must end in a normalisation or linear layer with weights to fold into, model.{name} "
             f"({block.plain_class.__qualname__}) does not"

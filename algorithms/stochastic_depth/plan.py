@@ -57,6 +57,8 @@ class DropPlan:
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
         self._is_open = False
+        self._num_draws = 0  # since a forward was last computed again
+        self._was_recomputed = False
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Put new rates in force, one per block.
@@ -75,10 +77,9 @@ class DropPlan:
             step: Number of the optimizer step, from 0.
             rank: Of this process. Ignored where all ranks are to agree.
             num_rows: Rows of the batch of this step; needed for the ``sample`` method only.
-
-        The plan is then open: blocks may run in training until `close`.
         """
-        self._is_open = True
+        self._num_draws = 1 if self._was_recomputed else self._num_draws + int(torch.is_grad_enabled())
+        self._was_recomputed = False
         rank = 0 if self.same_on_all_ranks else rank
         rates = np.asarray(self.rates)
         own, shared = self._generator(step, rank, stream=0), self._generator(step, 0, stream=1)
@@ -90,8 +91,12 @@ class DropPlan:
         self._kept_rows = rows_of(rates, num_rows, own, shared)
         self._microbatch = slice(0, num_rows)
 
+    def open(self) -> None:
+        """Let blocks run in training by what was drawn."""
+        self._is_open = True
+
     def close(self) -> None:
-        """End the step: from here on a training forward is an error until the next draw."""
+        """Make a training forward an error until the plan is opened again."""
         self._is_open = False
 
     def check_open(self) -> None:
@@ -101,12 +106,20 @@ class DropPlan:
         of its forward, which is still there.
 
         Raises:
-            RuntimeError: If there is none.
+            RuntimeError: If there is none, or if it is not known which one it was.
         """
-        if not self._is_open and not is_in_backward():
+        if is_in_backward():
+            if self._num_draws > 1:
+                raise RuntimeError(
+                    "with activation checkpointing each forward's backward must come before the next forward, got "
+                    f"{self._num_draws} forwards before it: the drop plan of the first is gone"
+                )
+            self._was_recomputed = True
+        elif not self._is_open:
             raise RuntimeError(
-                "no drop plan was drawn for this forward: call the model that stochastic depth was applied to, "
-                "not a part of it"
+                "no drop plan was drawn for this forward in training: call the model that stochastic depth was applied "
+                "to, not a part of it; a model that a Trainer has trained needs remove_stochastic_depth(model) and "
+                "apply_stochastic_depth(model) first"
             )
 
     def block_scale(self, block: int) -> float:

@@ -66,8 +66,11 @@ def check_rate(drop_rate: float) -> float:
 
 def check_distribution(drop_distribution: DropDistribution) -> None:
     """Refuse what is neither a known distribution, nor a sequence, nor a function, with a ValueError."""
-    is_list = isinstance(drop_distribution, Sequence) and not isinstance(drop_distribution, str)
-    if not is_list and not callable(drop_distribution) and drop_distribution not in _DISTRIBUTIONS:
+    if isinstance(drop_distribution, str):
+        is_known = drop_distribution in _DISTRIBUTIONS
+    else:
+        is_known = callable(drop_distribution) or hasattr(drop_distribution, "__len__")
+    if not is_known:
         known = ", ".join(map(repr, _DISTRIBUTIONS))
         raise ValueError(
             f"drop_distribution must be one of {known}, a sequence or a function, got {drop_distribution!r}"

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -98,8 +99,10 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     if not stochastic_blocks(model):
         raise ValueError(f"model must have stochastic depth to save anything, {type(model).__name__} has none")
     shadow = _shadow(model).train()
-    branches = {block: (block.block_type.branches, block.drop_indices) for block in stochastic_blocks(shadow)}
-    rates = stochastic_blocks(model)[0].drop_plan.rates
+    branches = {
+        block: (block.block_type.branches, [block.drop_plan.rates[index] for index in block.drop_indices])
+        for block in stochastic_blocks(shadow)
+    }
     remove_stochastic_depth(shadow)
     sample = torch.empty(_NUM_SAMPLES, *input_shape, dtype=next(model.parameters()).dtype, device="meta")
     batch = (sample, None) if hasattr(model, "loss") else sample
@@ -109,16 +112,12 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     names = {module: name for name, module in shadow.named_modules()}
     try:
         macs = _macs(lambda: shadow(batch))
-    except (RuntimeError, AssertionError) as error:  # torchvision's ViT asserts its size
-        raise ValueError(
-            f"input_shape must be the shape of one sample of the model, got {tuple(input_shape)}"
-        ) from error
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        shape = tuple(input_shape)
+        raise ValueError(f"input_shape must be the shape of one sample of the model, got {shape}: {error}") from error
+    costs = (_branch_costs(names[block], block, *branches[block], inputs[block]) for block in branches)
     return Savings(
-        tuple(
-            cost
-            for block in branches
-            for cost in _branch_costs(names[block], block, *branches[block], rates, inputs[block])
-        ),
+        tuple(chain.from_iterable(costs)),
         macs,
         _gradient_bytes(shadow.parameters()),
         _activation_bytes(lambda: shadow(batch)),
@@ -132,17 +131,16 @@ def _branch_costs(
     name: str,
     block: nn.Module,
     branches: Sequence[Branch],
-    indices: Sequence[int],
     rates: Sequence[float],
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> Iterator[BlockCost]:
     args, kwargs = arguments
-    for number, (branch, index) in enumerate(zip(branches, indices, strict=True)):
+    for number, (branch, rate) in enumerate(zip(branches, rates, strict=True)):
         run = partial(branch.residual, block, *args, **kwargs)
         parameters = _parameters_of(block, run)
         yield BlockCost(
             name=name if len(branches) == 1 else f"{name}[{number}]",
-            drop_rate=rates[index],
+            drop_rate=rate,
             macs=_macs(run),
             parameters=sum(parameter.numel() for parameter in parameters),
             gradient_bytes=_gradient_bytes(parameters),

@@ -163,7 +163,7 @@ def as_schedules(drop_schedule: DropSchedule) -> tuple[Schedule, ...]:
         return ()
     given: Sequence[Any] = drop_schedule if isinstance(drop_schedule, (list, tuple)) else [drop_schedule]
     for schedule in given:
-        if not callable(schedule):
+        if not callable(schedule) or isinstance(schedule, type):
             raise TypeError(
                 "drop_schedule must be Warmup, StartLate, StopEarly, ProgressiveLayerDrop or a function of the elapsed "
                 f"fraction, got {schedule!r}"

@@ -1,6 +1,7 @@
 """A residual block with stochastic depth: what `forward` does once a block is converted."""
 
 import copyreg
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -28,12 +29,16 @@ class StochasticBlock(nn.Module):
 
     plain_class: ClassVar[type[nn.Module]]
     block_type: ClassVar[BlockType]
+    input_name: ClassVar[str]  # what the plain class calls its first argument
     drop_plan: DropPlan
     drop_indices: tuple[int, ...]  # for each branch its place in the plan
 
     @property
     def drop_rate(self) -> float:
-        """The rate in force, in [0, 1]; of the last branch where the branches have their own."""
+        """The rate in force, in [0, 1]; of the last branch where the branches have their own.
+
+        It may be set, except under a Trainer, whose `StochasticDepth` sets it for every batch.
+        """
         return self.drop_plan.rates[self.drop_indices[-1]]
 
     @drop_rate.setter
@@ -44,11 +49,13 @@ class StochasticBlock(nn.Module):
         self.drop_plan.set_rates(rates)
 
     @outside_of_graphs
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run or sit out as the drop plan says; in evaluation run with the branch times 1 - rate.
 
         Huang et al. 2016, equations 2 and 5, arXiv:1603.09382.
         """
+        x, *others = args or (kwargs.pop(self.input_name),)
+        args = tuple(others)
         plan = self.drop_plan
         if not self.training:
             return self._run(x, [plan.evaluation_scale(index) for index in self.drop_indices], args, kwargs)
@@ -169,7 +176,8 @@ def stochastic_class(plain_class: Any) -> type[StochasticBlock]:
     block_type = block_type_of(plain_class)
     if block_type is None:
         raise ValueError(f"{plain_class.__module__}.{plain_class.__qualname__} is not a registered residual block")
-    members = {"plain_class": plain_class, "block_type": block_type, "__module__": __name__}
+    _, input_name, *_ = inspect.signature(plain_class.forward).parameters
+    members = {"plain_class": plain_class, "block_type": block_type, "input_name": input_name, "__module__": __name__}
     return type(f"Stochastic{plain_class.__name__}", (StochasticBlock, plain_class), members)
 
 

@@ -127,6 +127,7 @@ class StochasticDepth(Algorithm):
             schedule.check(state)
         self._plan = convert(state.model, seed=state.seed, **self.settings)
         self._full_rates = np.array(self._plan.rates)
+        self._num_steps = 0
         self._sum_of_rates = np.zeros(len(self._full_rates))
         self._sum_of_drops = np.zeros(len(self._full_rates))
         self._set_rates(state, logger)
@@ -139,11 +140,14 @@ class StochasticDepth(Algorithm):
         self._set_rates(state, logger)
         self.plan.draw(state.timestamp.batch, rank=state.rank, num_rows=state.batch_num_samples)
 
-    def _set_microbatch(self, state: State, logger: Logger) -> None:
+    def _begin_forward(self, state: State, logger: Logger) -> None:
         self.plan.set_microbatch(state.microbatch_start, state.microbatch_num_samples)
+        self.plan.open()
+
+    def _end_forward(self, state: State, logger: Logger) -> None:
+        self.plan.close()
 
     def _log(self, state: State, logger: Logger) -> None:
-        self.plan.close()
         dropped = self.plan.dropped_fractions()
         self._num_steps += 1
         self._sum_of_rates += self.plan.rates
@@ -171,7 +175,8 @@ class StochasticDepth(Algorithm):
 _ACTIONS = {
     Event.INIT: StochasticDepth._convert,
     Event.BATCH_START: StochasticDepth._draw,
-    Event.BEFORE_FORWARD: StochasticDepth._set_microbatch,
+    Event.BEFORE_FORWARD: StochasticDepth._begin_forward,
+    Event.AFTER_FORWARD: StochasticDepth._end_forward,
     Event.BATCH_END: StochasticDepth._log,
     Event.EVAL_START: StochasticDepth._set_rates,
     Event.FIT_END: StochasticDepth._set_rates,

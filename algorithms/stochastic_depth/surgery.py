@@ -94,6 +94,10 @@ def convert(model: nn.Module, *, seed: int, **settings: Any) -> DropPlan:
 
     Arguments and errors are those of `apply_stochastic_depth`.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
     check_settings(**settings)
     blocks = _find_blocks(model, settings["target_layer_name"])
     indices = _place(blocks, settings["drop_unit"])
@@ -123,6 +127,9 @@ def check_settings(**settings: Any) -> None:
     for name, choices in _CHOICES.items():
         if settings[name] not in choices:
             raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {settings[name]!r}")
+    for name in ("use_same_gpu_seed", "protect_projections"):
+        if not isinstance(settings[name], bool):
+            raise TypeError(f"{name} must be True or False, got {settings[name]!r}")
     rate = check_rate(settings["drop_rate"])
     if rate == 1 and settings["scaling"] == "training":
         raise ValueError(f'drop_rate must be below 1 with scaling="training", got {rate}')
@@ -210,7 +217,11 @@ def _protect(blocks: list[Any], places: list[tuple[int, ...]], rates: list[float
 
 
 def _type_of(block: nn.Module) -> BlockType:
-    block_type = block_type_of(type(block))
+    return _type_of_class(type(block))
+
+
+def _type_of_class(cls: type[nn.Module]) -> BlockType:
+    block_type = block_type_of(cls)
     assert block_type is not None, "only registered blocks are found"
     return block_type
 
@@ -220,20 +231,29 @@ def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[Any]:
         raise ValueError("model has stochastic depth already: remove_stochastic_depth(model) comes first")
     blocks: list[Any] = []
     for name, module in model.named_modules():
-        for cls in type(module).__mro__:
-            block_type = block_type_of(cls)
-            if block_type is None or target_layer_name not in (None, block_type.name):
-                continue
-            if cls is not type(module):
-                raise ValueError(
-                    f"model.{name} is a {type(module).__qualname__}, a subclass of {cls.__qualname__}: only blocks of "
-                    f"exactly a registered type are converted, since a subclass may compute something else; "
-                    f"register_residual_block({type(module).__qualname__}, ...) says what it computes"
-                )
-            blocks.append(module)
+        cls = next((cls for cls in type(module).__mro__ if block_type_of(cls) is not None), None)
+        if cls is None or target_layer_name not in (None, _type_of_class(cls).name):
+            continue
+        if cls is not type(module):
+            raise ValueError(
+                f"model.{name} is a {type(module).__qualname__}, a subclass of {cls.__qualname__}: only blocks of "
+                f"exactly a registered type are converted, since a subclass may compute something else; "
+                f"register_residual_block({type(module).__qualname__}, ...) says what it computes"
+            )
+        blocks.append(module)
+    _check_no_nested_tensors(model, blocks)
     if not blocks:
         raise ValueError(_nothing_found(model, target_layer_name))
     return blocks
+
+
+def _check_no_nested_tensors(model: nn.Module, blocks: list[Any]) -> None:
+    """A TransformerEncoder with padding hands its layers nested tensors in evaluation, which do not split."""
+    for module in model.modules():
+        if getattr(module, "use_nested_tensor", False) and any(child in blocks for child in module.modules()):
+            raise ValueError(
+                f"enable_nested_tensor must be False in a {type(module).__name__} with stochastic depth, got True"
+            )
 
 
 def _nothing_found(model: nn.Module, target_layer_name: str | None) -> str:
@@ -266,7 +286,11 @@ class _DrawBeforeForward:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A forward that is computed again for its backward pass keeps the plan it had.
         if module.training and not is_in_backward():
-            self.plan.draw(self.step, rank=_rank(), num_rows=_num_rows((args, kwargs), self.batch_dim) or 0)
+            num_rows = _num_rows((args, kwargs), self.batch_dim)
+            if num_rows is None and self.plan.method == "sample":
+                raise ValueError('stochastic_method="sample" needs a tensor among the model\'s inputs, got none')
+            self.plan.draw(self.step, rank=_rank(), num_rows=num_rows or 0)
+            self.plan.open()
             self.step += 1
 
 

@@ -264,3 +264,17 @@ def test_the_default_interval_is_an_epoch():
 
 def test_nothing_to_train_has_no_duration():
     assert checks.check_duration(None, None) is None
+
+
+class TestSteps:
+    def test_a_scheduler_that_needs_a_metric_is_refused(self, here):
+        model = tiny_resnet()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        message = "schedulers must step without a metric, got ReduceLROnPlateau"
+        assert_refused_untouched(model, ValueError, message, here, optimizers=optimizer, schedulers=scheduler)
+
+    def test_an_optimizer_that_needs_a_closure_is_refused(self, here):
+        model = tiny_resnet()
+        message = "optimizers must step without a closure, got LBFGS"
+        assert_refused_untouched(model, ValueError, message, here, optimizers=torch.optim.LBFGS(model.parameters()))

@@ -93,3 +93,30 @@ def test_the_scale_of_the_loss_does_not_reach_the_weights(precision):
         ).fit()
         weights.append(model.linear.weight.detach())
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=5e-3)
+
+
+def test_gradients_are_unscaled_when_they_are_called_complete():
+    """So that clipping at AFTER_TRAIN_BATCH sees the gradients themselves, also with a loss scaler."""
+
+    def norms(precision):
+        seen = []
+
+        class Watch(Callback):
+            def after_train_batch(self, state, logger):
+                seen.append(float(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters()])))
+
+        torch.manual_seed(0)
+        model = LinearModel()
+        Trainer(
+            model,
+            vectors(),
+            max_duration="1ba",
+            optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
+            callbacks=Watch(),
+            precision=precision,
+            device="cpu",
+            progress_bar=False,
+        ).fit()
+        return seen
+
+    assert norms("amp_fp16") == pytest.approx(norms("fp32"), rel=0.02)

@@ -103,7 +103,7 @@ class TestTerminal:
     def test_evaluation_results_are_shown_on_a_line_of_their_own(self, terminal):
         trainer = train(terminal, eval_dataloader=vectors(8, 4), max_duration="1ep")
         (line,) = terminal.lines("epoch 1  batch 6")
-        assert line.endswith(f"evaluation: total {trainer.state.eval_metrics['loss/eval/total']:.4f}")
+        assert line.endswith(f"evaluation: loss {trainer.state.eval_metrics['loss/eval/total']:.4f}")
 
     def test_an_exception_ends_the_bar(self, terminal):
         with pytest.raises(ValueError, match="without any"):
@@ -145,7 +145,7 @@ class TestNoTerminal:
     def test_a_standalone_evaluation_is_shown(self, pipe):
         with redirect_stderr(pipe):
             loss = Trainer(LinearModel(), eval_dataloader=vectors(8, 4), device="cpu").eval()["loss/eval/total"]
-        assert pipe.getvalue() == f"epoch 0  batch 0  evaluation: total {loss:.4f}\n"
+        assert pipe.getvalue() == f"epoch 0  batch 0  evaluation: loss {loss:.4f}\n"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
+from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import etude.functional as cf
 from etude.algorithms.stochastic_depth import block_types
@@ -31,6 +33,7 @@ def calls_of(network: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
 def force(network: nn.Module, **decision: Any) -> None:
     plan = cf.stochastic_blocks(network)[0].drop_plan
     plan.draw(0, num_rows=4)
+    plan.open()
     if "dropped" in decision:
         plan.dropped_blocks = [decision["dropped"]] * len(plan.rates)
     else:
@@ -147,13 +150,40 @@ def test_masks_of_a_transformer_reach_the_kept_rows(norm_first: bool, kind: str,
     assert torch.allclose(block(x, **masks)[0], twin(x, **masks)[0], atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_a_nested_tensor_is_refused_with_the_remedy() -> None:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
-    cf.apply_stochastic_depth(encoder, drop_rate=0.5).eval()
-    padding = torch.tensor([[False, False, True], [False, False, False]])
-    with pytest.raises(ValueError, match="must be built with enable_nested_tensor=False"), torch.no_grad():
-        encoder(torch.randn(2, 3, 8), src_key_padding_mask=padding)
+def test_an_encoder_that_makes_nested_tensors_is_refused_with_the_remedy() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(ValueError, match=r"enable_nested_tensor must be False in a TransformerEncoder .*, got True"):
+        cf.apply_stochastic_depth(nn.TransformerEncoder(layer, 2))
+    cf.apply_stochastic_depth(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_input_can_be_given_by_name(training: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+    x = torch.randn(3, 2, 8)
+    expected = layer(x)
+    cf.apply_stochastic_depth(layer, drop_rate=0.0).train(training)
+    assert torch.allclose(layer(src=x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", ["torchvision", "timm"])
+def test_an_activation_that_is_no_relu_is_applied_to_what_is_dropped(make: str) -> None:
+    """Only a ReLU leaves alone what has gone through it."""
+    if make == "timm":
+        network = timm.create_model("resnet18", act_layer="silu", num_classes=3)
+    else:
+        network = resnet18(num_classes=3)
+        for module in network.modules():
+            if hasattr(module, "relu"):
+                module.relu = nn.SiLU()
+    cf.apply_stochastic_depth(network, drop_rate=1.0, drop_distribution="uniform").eval()
+    x = torch.randn(2, 3, 32, 32)
+    never = network(x)
+    for block in cf.stochastic_blocks(network):
+        block.drop_rate = 1 - 1e-7
+    assert torch.allclose(network(x), never, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(network(x), never, atol=1e-4)
 
 
 def test_branches_are_dropped_by_themselves_where_asked() -> None:
@@ -163,6 +193,7 @@ def test_branches_are_dropped_by_themselves_where_asked() -> None:
     assert [block.drop_indices for block in blocks] == [(0, 1), (2, 3)]
     plan = blocks[0].drop_plan
     plan.draw(0)
+    plan.open()
     plan.dropped_blocks = [True, False, False, True]
     called = []
     for number, block in enumerate(blocks):
@@ -248,6 +279,20 @@ def test_a_block_of_ones_own_works_like_the_known_ones(own_blocks: None, cls: ty
     assert torch.equal(twin.eval()(x), network.eval()(x))
     before = network(x)
     assert torch.allclose(cf.fold_stochastic_depth(network)(x), before)
+
+
+class Subclass(BasicBlock):
+    """A subclass that is registered, of a class that is."""
+
+
+def test_a_registered_subclass_is_converted_and_a_redefined_class_takes_the_place_of_the_old(own_blocks: None) -> None:
+    cf.register_residual_block(Subclass, residual=lambda block, x: x)
+    network = cf.apply_stochastic_depth(nn.Sequential(Subclass(4, 4), BasicBlock(4, 4)))
+    assert len(cf.stochastic_blocks(network)) == 2
+    again = type("Subclass", (BasicBlock,), {"__module__": Subclass.__module__, "__qualname__": "Subclass"})
+    cf.register_residual_block(again, residual=lambda block, x: 2 * x)
+    assert block_type_of(again).branches[0].residual(None, 1) == 2
+    assert block_type_of(Subclass) is None
 
 
 def test_target_layer_name_chooses_among_the_types(own_blocks: None) -> None:

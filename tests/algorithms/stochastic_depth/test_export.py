@@ -53,6 +53,13 @@ def test_a_network_with_stochastic_depth_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_classifier_is_refused_for_its_network(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"network must map inputs to outputs, got a ComposerClassifier: export its .module"
+    ):
+        cf.export_network(tiny_resnet(), tmp_path / "network.safetensors", "safetensors")
+
+
 def test_an_unknown_format_or_a_missing_package_is_refused(
     folded: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,12 @@ def with_shared_parameter() -> nn.Module:
     return nn.Sequential(*blocks)
 
 
+def with_parametrized_weight() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    nn.utils.parametrizations.weight_norm(layer.linear2)
+    return nn.Sequential(layer)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -69,6 +75,7 @@ def with_shared_parameter() -> nn.Module:
             lambda: timm.create_model("seresnet18"),
             r"with weights to fold into, model\.layer1\.0 \(BasicBlock\) does not",
         ),
+        (with_parametrized_weight, r"with weights to fold into, model\.0 \(TransformerEncoderLayer\) does not"),
         (with_shared_weights, "must not share its weights"),
         (with_shared_parameter, "must not share its weights"),
     ],

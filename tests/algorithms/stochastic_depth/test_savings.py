@@ -55,3 +55,28 @@ def test_counting_leaves_the_model_alone() -> None:
 def test_a_model_without_stochastic_depth_is_refused() -> None:
     with pytest.raises(ValueError, match="model must have stochastic depth to save anything, Linear has none"):
         cf.expected_savings(nn.Linear(3, 3))
+
+
+def test_every_part_of_a_model_is_counted_with_its_own_rates() -> None:
+    first, second = tiny_resnet(2).module, tiny_resnet(2).module
+    cf.apply_stochastic_depth(first[2:4], drop_rate=0.1, drop_distribution="uniform")
+    cf.apply_stochastic_depth(second[3:4], drop_rate=0.9)
+    model = nn.Sequential(first[:4], second[3:4])
+    savings = cf.expected_savings(model, (3, 6, 6))
+    assert [block.drop_rate for block in savings.blocks] == [0.1, 0.1, 0.9]
+
+
+def test_memory_and_gradients_are_counted() -> None:
+    model = cf.apply_stochastic_depth(tiny_resnet(2), drop_rate=0.5)
+    savings = cf.expected_savings(model, (3, 6, 6))
+    for block, cost in zip(stochastic_blocks(model), savings.blocks, strict=True):
+        branch = [block.conv1, block.bn1, block.conv2, block.bn2, block.conv3, block.bn3]
+        parameters = sum(p.numel() for module in branch for p in module.parameters())
+        assert cost.parameters == parameters
+        assert cost.gradient_bytes == 4 * parameters
+        # kept per pixel: the input, before and after the two inner normalisations, before the last, and small change
+        channels = block.conv1.in_channels + 4 * 4 + 16
+        assert cost.activation_bytes == pytest.approx(4 * 36 * channels, rel=0.1)
+    everything = sum(4 * p.numel() for p in model.parameters())
+    assert savings.gradient_bytes == everything
+    assert savings.share("gradient_bytes", [1, 1]) < 1

@@ -253,3 +253,22 @@ def test_calling_a_part_of_the_model_in_training_is_refused_at_any_time() -> Non
         model.module(x)
     model.eval()
     assert torch.equal(model.module(x), model((x, None)))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_two_checkpointed_forwards_before_a_backward_are_refused(use_reentrant: bool) -> None:
+    """The plan of the first is gone, and its recomputation would silently be another network."""
+    model = Checkpointed(tiny_resnet(6).module, use_reentrant)
+    cf.apply_stochastic_depth(model, drop_rate=0.5)
+    x = torch.randn(4, 3, 6, 6, requires_grad=True)
+    for _ in range(2):  # one after the other is fine
+        model(x).sum().backward()
+    with pytest.raises(RuntimeError, match="each forward's backward must come before the next forward, got 2 forwards"):
+        (model(x) + model(x)).sum().backward()
+
+
+def test_two_forwards_before_a_backward_are_fine_without_checkpointing() -> None:
+    model = cf.apply_stochastic_depth(tiny_resnet(6).module, drop_rate=0.5)
+    x = torch.randn(4, 3, 6, 6, requires_grad=True)
+    (model(x) + model(x)).sum().backward()
+    assert x.grad.isfinite().all()

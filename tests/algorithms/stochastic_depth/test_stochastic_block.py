@@ -26,11 +26,13 @@ def converted(method: str = "block", drop_rate: float = 0.5, num_blocks: int = 4
 
 def force_blocks(plan: DropPlan, dropped: bool) -> None:
     plan.draw(0)
+    plan.open()
     plan.dropped_blocks = [dropped] * len(plan.rates)
 
 
 def force_rows(plan: DropPlan, kept: np.ndarray) -> None:
     plan.draw(0, num_rows=len(kept))
+    plan.open()
     plan._kept_rows = np.tile(kept, (len(plan.rates), 1))
 
 
@@ -145,7 +147,9 @@ def test_sample_method_gives_a_single_kept_row_company_for_batchnorm() -> None:
 
 def test_sample_method_refuses_rows_that_are_not_samples() -> None:
     model = converted("sample")
-    stochastic_blocks(model)[1].drop_plan.draw(0, num_rows=6)
+    plan = stochastic_blocks(model)[1].drop_plan
+    plan.draw(0, num_rows=6)
+    plan.open()
     with pytest.raises(ValueError, match="6 samples were drawn for, StochasticBottleneck got 5 rows"):
         stochastic_blocks(model)[1](torch.rand(5, 16, 4, 4))
 

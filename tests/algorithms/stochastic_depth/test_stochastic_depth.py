@@ -11,7 +11,7 @@ import etude.functional as cf
 from etude import Algorithm, Callback, Event, LoggerDestination, State, Time, Trainer
 from etude.algorithms import StochasticDepth
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
-from etude.models import composer_resnet
+from etude.models import ComposerClassifier, composer_resnet
 from networks import images, tiny_resnet
 
 
@@ -94,6 +94,57 @@ def test_warmup_reaches_exactly_the_rate(method: str, max_duration: str, warmup:
     assert last[:end] == pytest.approx([0.3 * batch / end for batch in range(end)])
     assert last[end:] == [0.3] * (18 - end)
     assert recorder.dropped[0] == [0.0] * 4
+
+
+def test_the_data_order_does_not_depend_on_what_the_model_draws() -> None:
+    """Dropped blocks draw less for their dropout, from the generator that shuffles."""
+
+    def inputs(*algorithms: Algorithm) -> list[torch.Tensor]:
+        layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)]
+        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 3))
+        data = TensorDataset(torch.arange(16.0)[:, None, None].expand(16, 4, 8), torch.zeros(16, dtype=torch.long))
+        recorder = Recorder()
+        Trainer(
+            ComposerClassifier(network, 3),
+            DataLoader(data, 4, shuffle=True),
+            max_duration="3ep",
+            algorithms=algorithms,
+            loggers=recorder,
+            progress_bar=False,
+        ).fit()
+        return recorder.inputs
+
+    plain, dropping = inputs(), inputs(StochasticDepth(drop_rate=0.5))
+    assert len(plain) == 12
+    assert all(torch.equal(a, b) for a, b in zip(plain, dropping, strict=True))
+
+
+@pytest.mark.parametrize("eval_interval", ["1ep", "2ba"])
+def test_evaluating_does_not_change_the_data_order(eval_interval: str) -> None:
+    _, plain = train([])
+    _, evaluated = train([], eval_dataloader=images(8, 4, shuffle=True), eval_interval=eval_interval)
+    assert all(torch.equal(a, b) for a, b in zip(plain.inputs, evaluated.inputs, strict=True))
+
+
+def test_after_an_exception_or_the_end_no_old_plan_is_used() -> None:
+    class Stop(Callback):
+        def after_forward(self, state: State, logger: Any) -> None:
+            raise KeyboardInterrupt
+
+    model = tiny_resnet()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, images(), max_duration="1ep", algorithms=StochasticDepth(), callbacks=Stop()).fit()
+    finished, _ = train([StochasticDepth()])
+    for trained in (model, finished):
+        with pytest.raises(RuntimeError, match="no drop plan was drawn for this forward in training"):
+            trained.train()(next(iter(images())))
+
+
+def test_an_algorithm_counts_from_zero_in_every_trainer() -> None:
+    algorithm = StochasticDepth(drop_rate=0.4, drop_distribution="uniform")
+    train([algorithm])
+    train([algorithm])
+    assert algorithm.expected_drop_rates == pytest.approx([0.4] * 4)
 
 
 def test_evaluation_uses_the_rate_of_its_own_moment() -> None:
@@ -282,6 +333,5 @@ def test_the_plan_before_init_is_refused() -> None:
 
 def test_it_answers_only_the_events_it_needs() -> None:
     matched = {event for event in Event if StochasticDepth().match(event, None)}
-    assert matched == {
-        Event.INIT, Event.BATCH_START, Event.BEFORE_FORWARD, Event.BATCH_END, Event.EVAL_START, Event.FIT_END
-    }  # fmt: skip
+    starts = {Event.INIT, Event.BATCH_START, Event.BEFORE_FORWARD, Event.EVAL_START}
+    assert matched == starts | {Event.AFTER_FORWARD, Event.BATCH_END, Event.FIT_END}

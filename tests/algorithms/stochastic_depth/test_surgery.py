@@ -92,6 +92,13 @@ class _OwnForward(Bottleneck):
         ({"drop_rate": float("nan")}, ValueError, r"drop_rate must be in \[0, 1\], got nan"),
         ({"drop_rate": "high"}, TypeError, r"drop_rate must be a number in \[0, 1\], got 'high'"),
         ({"target_layer_name": "Bottleneck"}, ValueError, "target_layer_name must be one of .* got 'Bottleneck'"),
+        ({"use_same_gpu_seed": "no"}, TypeError, "use_same_gpu_seed must be True or False, got 'no'"),
+        ({"protect_projections": 1}, TypeError, "protect_projections must be True or False, got 1"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number, got 'a'"),
+        ({"seed": 1.5}, TypeError, "seed must be a whole number, got 1.5"),
+        ({"draws": "fair"}, ValueError, "draws must be 'independent' or 'balanced', got 'fair'"),
+        ({"scaling": "never"}, ValueError, "scaling must be 'evaluation' or 'training', got 'never'"),
+        ({"drop_unit": "layer"}, ValueError, "drop_unit must be 'block' or 'branch', got 'layer'"),
         ({"target_layer_name": ""}, ValueError, "target_layer_name must be one of .* got ''"),
     ],
 )
