@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .stochastic_block import StochasticBlock
-from .surgery import remove_stochastic_depth, stochastic_blocks
+from .surgery import remove_stochastic_depth, required_blocks
 
 
 def fold_stochastic_depth(model: nn.Module) -> nn.Module:
@@ -26,9 +26,7 @@ def fold_stochastic_depth(model: nn.Module) -> nn.Module:
         ValueError: If the model has no stochastic depth, or a branch ends in no layer of its own with
             weights that could take the factor. The model is then unchanged.
     """
-    blocks = stochastic_blocks(model)
-    if not blocks:
-        raise ValueError(f"model must have stochastic depth to fold, {type(model).__name__} has none")
+    blocks = required_blocks(model, "fold")
     names = {module: name for name, module in model.named_modules()}
     factors = [
         (_last_layer(block, number, names[block]), block.drop_plan.evaluation_scale(index))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .block_types import Branch
-from .surgery import remove_stochastic_depth, stochastic_blocks
+from .surgery import remove_stochastic_depth, required_blocks, stochastic_blocks
 
 Resource = Literal["macs", "gradient_bytes", "activation_bytes"]
 
@@ -96,8 +96,7 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     Raises:
         ValueError: If the model has no stochastic depth, or cannot take a sample of that shape.
     """
-    if not stochastic_blocks(model):
-        raise ValueError(f"model must have stochastic depth to save anything, {type(model).__name__} has none")
+    required_blocks(model, "save anything")
     shadow = _shadow(model).train()
     branches = {
         block: (block.block_type.branches, [block.drop_plan.rates[index] for index in block.drop_indices])

@@ -145,10 +145,7 @@ def remove_stochastic_depth(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If the model has no stochastic depth.
     """
-    blocks = stochastic_blocks(model)
-    if not blocks:
-        raise ValueError(f"model must have stochastic depth to remove it, {type(model).__name__} has none")
-    for block in blocks:
+    for block in required_blocks(model, "remove it"):
         block.__dict__.pop("_compiled", None)
         del block.drop_plan, block.drop_indices
         block.__class__ = block.plain_class  # type: ignore[assignment]  # back again
@@ -177,10 +174,7 @@ def compile_stochastic_blocks(model: nn.Module, **options: Any) -> nn.Module:
     Raises:
         ValueError: If the model has no stochastic depth.
     """
-    blocks = stochastic_blocks(model)
-    if not blocks:
-        raise ValueError(f"model must have stochastic depth to compile its blocks, {type(model).__name__} has none")
-    for block in blocks:
+    for block in required_blocks(model, "compile its blocks"):
         block.compile_branches(**options)
     return model
 
@@ -188,6 +182,14 @@ def compile_stochastic_blocks(model: nn.Module, **options: Any) -> nn.Module:
 def stochastic_blocks(model: nn.Module) -> list[StochasticBlock]:
     """The converted blocks of a model, in forward order."""
     return [module for module in model.modules() if isinstance(module, StochasticBlock)]
+
+
+def required_blocks(model: nn.Module, purpose: str) -> list[StochasticBlock]:
+    """The converted blocks of a model that must have some; a ValueError says for what."""
+    blocks = stochastic_blocks(model)
+    if not blocks:
+        raise ValueError(f"model must have stochastic depth to {purpose}, {type(model).__name__} has none")
+    return blocks
 
 
 def _place(blocks: list[Any], drop_unit: DropUnit) -> list[tuple[int, ...]]:
