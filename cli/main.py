@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         import tyro
     except ModuleNotFoundError:
-        sys.exit("etude: the command line needs some packages more: pip install 'etude[cli]'")
+        sys.exit("etude: the command line needs some packages more: pip install -e '.[cli]'")
     try:
         tyro.extras.subcommand_cli_from_dict(
             {"train": train, "plan": plan, "export": export},

@@ -11,4 +11,4 @@ def check_packages(command: str, *modules: str) -> None:
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ValueError(f"etude {command} needs {' and '.join(missing)} installed: pip install 'etude[cli]'")
+        raise ValueError(f"etude {command} needs {' and '.join(missing)} installed: pip install -e '.[cli]'")

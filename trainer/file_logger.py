@@ -90,7 +90,7 @@ class FileLogger(LoggerDestination):
         if new_columns:
             rows = self._begin_csv(new_columns) + rows
         assert self._csv is not None
-        csv.DictWriter(self._csv, self._columns).writerows(rows)
+        csv.writer(self._csv).writerows([row.get(name) for name in self._columns] for row in rows)
         self._csv.flush()
 
     def _begin_csv(self, new_columns: Iterable[str]) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ class FileLogger(LoggerDestination):
                 earlier = list(csv.DictReader(file))
         self._columns += new_columns
         self._csv = open(path, "w", newline="")  # noqa: SIM115  # open until close()
-        csv.DictWriter(self._csv, self._columns).writeheader()
+        csv.writer(self._csv).writerow(self._columns)
         return earlier
 
 

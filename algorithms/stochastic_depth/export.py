@@ -45,7 +45,7 @@ def export_network(
     missing = [package for package in _PACKAGES[export_format] if find_spec(package) is None]
     if missing:
         raise ValueError(
-            f"export_format={export_format!r} needs {' and '.join(missing)} installed: pip install 'etude[export]'"
+            f"export_format={export_format!r} needs {' and '.join(missing)} installed: pip install -e '.[export]'"
         )
     _WRITERS[export_format](copy.deepcopy(network).eval(), Path(path), _example(network, input_shape))
 

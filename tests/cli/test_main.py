@@ -65,3 +65,10 @@ def test_options_that_cannot_be_read_are_refused(arguments: list[str], capsys: p
         main(arguments)
     assert exit.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_a_missing_command_line_library_is_named_with_its_remedy() -> None:
+    code = "import sys; sys.modules['tyro'] = None; from etude.cli.main import main; main(['train'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "etude: the command line needs some packages more: pip install -e '.[cli]'"

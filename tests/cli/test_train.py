@@ -92,7 +92,7 @@ def test_count_batches_agrees_with_the_dataloader(duration: str, batches: int) -
 
 
 def test_a_missing_package_is_named_with_its_remedy() -> None:
-    with pytest.raises(ValueError, match=r"etude train needs nosuchpackage installed: pip install 'etude\[cli\]'"):
+    with pytest.raises(ValueError, match=r"etude train needs nosuchpackage installed: pip install -e '.\[cli\]'"):
         check_packages("train", "json", "nosuchpackage")
 
 

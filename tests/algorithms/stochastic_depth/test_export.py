@@ -66,6 +66,6 @@ def test_an_unknown_format_or_a_missing_package_is_refused(
     with pytest.raises(ValueError, match="export_format must be one of safetensors, torch_export, onnx, got 'pickle'"):
         cf.export_network(folded, tmp_path / "network", "pickle")
     monkeypatch.setitem(export._PACKAGES, "onnx", ("nosuchpackage",))
-    with pytest.raises(ValueError, match=r"needs nosuchpackage installed: pip install 'etude\[export\]'"):
+    with pytest.raises(ValueError, match=r"needs nosuchpackage installed: pip install -e '.\[export\]'"):
         cf.export_network(folded, tmp_path / "network", "onnx")
     assert not list(tmp_path.iterdir())

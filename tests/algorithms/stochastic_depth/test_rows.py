@@ -41,3 +41,20 @@ def test_take_rows_takes_the_chosen_rows_in_order(text: str) -> None:
     chosen = mask(text)
     x = torch.randn(4, 6)
     assert torch.equal(take_rows(x, chosen), x[torch.tensor(chosen)])
+
+
+@pytest.mark.parametrize("text", MASKS)
+def test_gradients_keep_the_memory_format_of_the_values(text: str) -> None:
+    """One gradient in another format would make every operation before it convert."""
+    x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    hooked: list[bool] = []
+
+    def function(rows: torch.Tensor) -> torch.Tensor:
+        out = rows * 2
+        out.register_hook(lambda grad: hooked.append(grad.is_contiguous(memory_format=torch.channels_last)))
+        return out
+
+    out = replace_rows(x, mask(text), function)
+    (gradient,) = torch.autograd.grad(out, x, torch.randn(4, 3, 5, 5))  # a gradient in the other format
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert hooked == [True]
