@@ -82,7 +82,8 @@ class DropPlan:
         self._was_recomputed = False
         rank = 0 if self.same_on_all_ranks else rank
         rates = np.asarray(self.rates)
-        own, shared = self._generator(step, rank, stream=0), self._generator(step, 0, stream=1)
+        own = self._generator(step, rank, stream=0)
+        shared = self._generator(step, 0, stream=1) if self.draws == "balanced" else own
         if self.method == "block":
             dropped = _independent(rates, own) if self.draws == "independent" else _balanced(rates, own, shared)
             self.dropped_blocks = dropped.tolist()
@@ -183,9 +184,12 @@ def _independent_rows(
     rates: np.ndarray, num_rows: int, own: np.random.Generator, shared: np.random.Generator
 ) -> np.ndarray:
     # 32 random bits are finer than any rate anyone sets, and half the work of a double.
-    bits = np.frombuffer(own.bytes(4 * len(rates) * num_rows), dtype=np.uint32).reshape(len(rates), num_rows)
+    count = len(rates) * num_rows
+    bits = own.bit_generator.random_raw((count + 1) // 2).view(np.uint32)[:count].reshape(len(rates), num_rows)
     thresholds = np.minimum(np.rint(rates * 2.0**32), 2.0**32 - 1).astype(np.uint32)
-    return (bits >= thresholds[:, None]) & (rates < 1)[:, None]
+    kept = bits >= thresholds[:, None]
+    kept[rates >= 1] = False
+    return kept
 
 
 def _balanced_rows(
@@ -203,7 +207,8 @@ def _balanced_rows(
     below = np.clip(np.searchsorted(lengths, mean, side="right") - 1, 0, len(lengths) - 2)
     share_above = (mean - lengths[below]) / (lengths[below + 1] - lengths[below])
     num_kept = lengths[below + (shared.random(len(rates)) < share_above)]
-    offsets = (num_rows * own.random(len(rates))).astype(np.int32)
-    places = np.arange(num_rows, dtype=np.int32) - offsets[:, None]
-    places += (places < 0) * np.int32(num_rows)
-    return places < num_kept.astype(np.int32)[:, None]
+    small = np.int16 if num_rows < 2**14 else np.int64  # small numbers are compared faster
+    offsets = (num_rows * own.random(len(rates))).astype(small)[:, None]
+    places = np.arange(num_rows, dtype=small) - offsets
+    places += (places < 0) * small(num_rows)
+    return places < num_kept.astype(small)[:, None]
