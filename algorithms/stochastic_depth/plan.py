@@ -207,7 +207,7 @@ def _balanced_rows(
     below = np.clip(np.searchsorted(lengths, mean, side="right") - 1, 0, len(lengths) - 2)
     share_above = (mean - lengths[below]) / (lengths[below + 1] - lengths[below])
     num_kept = lengths[below + (shared.random(len(rates)) < share_above)]
-    small = np.int16 if num_rows < 2**14 else np.int64  # small numbers are compared faster
+    small: Any = np.int16 if num_rows < 2**14 else np.int64  # small numbers are compared faster
     offsets = (num_rows * own.random(len(rates))).astype(small)[:, None]
     places = np.arange(num_rows, dtype=small) - offsets
     places += (places < 0) * small(num_rows)
