@@ -15,7 +15,10 @@ from etude.algorithms.stochastic_depth.block_types import BLOCK_TYPES
 from networks import one_of_each_resnet, tiny_resnet
 
 # Tracing looks at the gradients of inner tensors, and warns about itself.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+]
 
 
 class LinearBlock(nn.Module):
