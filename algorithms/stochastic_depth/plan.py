@@ -57,8 +57,8 @@ class DropPlan:
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
         self._is_open = False
-        self._num_draws = 0  # since a forward was last computed again
-        self._was_recomputed = False
+        self._num_forwards = 0  # since a backward last began
+        self._backward_began = False
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Put new rates in force, one per block.
@@ -78,8 +78,6 @@ class DropPlan:
             rank: Of this process. Ignored where all ranks are to agree.
             num_rows: Rows of the batch of this step; needed for the ``sample`` method only.
         """
-        self._num_draws = 1 if self._was_recomputed else self._num_draws + int(torch.is_grad_enabled())
-        self._was_recomputed = False
         rank = 0 if self.same_on_all_ranks else rank
         rates = np.asarray(self.rates)
         own = self._generator(step, rank, stream=0)
@@ -110,18 +108,26 @@ class DropPlan:
             RuntimeError: If there is none, or if it is not known which one it was.
         """
         if is_in_backward():
-            if self._num_draws > 1:
+            if self._num_forwards > 1:
                 raise RuntimeError(
                     "with activation checkpointing each forward's backward must come before the next forward, got "
-                    f"{self._num_draws} forwards before it: the drop plan of the first is gone"
+                    f"{self._num_forwards} forwards before it: the drop plan of the first is gone"
                 )
-            self._was_recomputed = True
         elif not self._is_open:
             raise RuntimeError(
                 "no drop plan was drawn for this forward in training: call the model that stochastic depth was applied "
                 "to, not a part of it; a model that a Trainer has trained needs remove_stochastic_depth(model) and "
                 "apply_stochastic_depth(model) first"
             )
+
+    def count_forward(self) -> None:
+        """Note a forward that is to have a backward of its own, where each forward draws anew."""
+        self._num_forwards = 1 if self._backward_began else self._num_forwards + 1
+        self._backward_began = False
+
+    def begin_backward(self) -> None:
+        """Note that the backward of a forward has begun."""
+        self._backward_began = True
 
     def block_scale(self, block: int) -> float:
         """What the branch of `block` counts in this step: 0 where it sits out (``block`` method)."""

@@ -1,5 +1,6 @@
 """Puts stochastic depth into a model and takes it out again, block by block, in place."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -294,6 +295,8 @@ class _DrawBeforeForward:
             self.plan.draw(self.step, rank=_rank(), num_rows=num_rows or 0)
             self.plan.open()
             self.step += 1
+            if torch.is_grad_enabled():
+                self.plan.count_forward()
 
 
 class _CloseAfterForward:
@@ -305,6 +308,13 @@ class _CloseAfterForward:
     @outside_of_graphs
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.plan.close()
+        if module.training and not is_in_backward():
+            for tensor in _tensors(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(self._begin_backward)
+
+    def _begin_backward(self, grad: Tensor) -> None:
+        self.plan.begin_backward()
 
 
 def _rank() -> int:
@@ -313,11 +323,14 @@ def _rank() -> int:
 
 
 def _num_rows(values: Any, batch_dim: int) -> int | None:
-    """The size in `batch_dim` of the first tensor somewhere inside."""
+    """The size in `batch_dim` of the first tensor somewhere inside that has it."""
+    return next((tensor.shape[batch_dim] for tensor in _tensors(values) if tensor.dim() > batch_dim), None)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors somewhere inside."""
     if isinstance(values, Tensor):
-        return values.shape[batch_dim] if values.dim() > batch_dim else None
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, (tuple, list)):
-        return None
-    return next((rows for value in values if (rows := _num_rows(value, batch_dim)) is not None), None)
+        yield values
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import Bottleneck
 
 import etude.functional as cf
 from etude.algorithms.stochastic_depth import block_types
@@ -275,3 +276,16 @@ def test_two_forwards_before_a_backward_are_fine_without_checkpointing() -> None
     x = torch.randn(4, 3, 6, 6, requires_grad=True)
     (model(x) + model(x)).sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_step_that_computes_nothing_again_does_not_count_against_the_next(use_reentrant: bool) -> None:
+    """A checkpointed block that sits out saves nothing, so its backward computes nothing again."""
+    model = Checkpointed(nn.Sequential(*(Bottleneck(16, 4) for _ in range(2))), use_reentrant)
+    cf.apply_stochastic_depth(model, drop_rate=0.8, drop_distribution="uniform")
+    x = torch.randn(4, 16, 6, 6, requires_grad=True)
+    dropped = []
+    for _ in range(30):
+        model(x).sum().backward()
+        dropped.append(tuple(cf.stochastic_blocks(model)[0].drop_plan.dropped_blocks))
+    assert {(True, True), (False, True)} <= set(dropped)
