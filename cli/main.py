@@ -11,7 +11,8 @@ from .train import train
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default those of the process.
 
-    Exits with status 2 and a message on standard error if the input is bad.
+    Exits with status 2 and a message on standard error if the input is bad, with 1 if training fails, and
+    with 128 + number of the signal if one stopped it.
     """
     try:
         import tyro
@@ -28,3 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError) as error:
         print(f"etude: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"etude: training failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as stop:
+        if hasattr(stop, "signal_number"):
+            print(f"etude: {stop}", file=sys.stderr)
+        raise

@@ -18,7 +18,7 @@ def report(folder: Path, model: nn.Module, stochastic_depth: StochasticDepth, im
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_run(rows, stochastic_depth.plan.rates, stochastic_depth.realized_drop_rates, folder / "run.png")
     print(as_table(summary))
-    print(f"\n{folder}/: summary.json, metrics.jsonl, metrics.csv, settings.json, weights.pt, run.png")
+    print(f"\n{folder}/: summary.json, metrics.jsonl, metrics.csv, settings.json, weights.pt, run.png, checkpoints/")
 
 
 def summarise(

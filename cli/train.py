@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,15 +30,22 @@ def train(
     progressive_gamma: float | None = None,
     draws: Literal["independent", "balanced"] = "independent",
     scaling: Literal["evaluation", "training"] = "evaluation",
+    use_same_gpu_seed: bool = True,
     protect_projections: bool = False,
     label_smoothing: float = 0.0,
     device: str | None = None,
     precision: Literal["fp32", "amp_bf16", "amp_fp16"] = "fp32",
-    device_train_microbatch_size: int | None = None,
+    device_train_microbatch_size: int | Literal["auto"] | None = None,
     eval_interval: str = "1ep",
     seed: int = 0,
     deterministic_mode: bool = False,
     channels_last: bool = True,
+    num_workers: int = 0,
+    save_interval: str = "1ep",
+    save_num_checkpoints_to_keep: int = 2,
+    resume: str | None = None,
+    max_nonfinite_steps: int = 0,
+    dist_timeout: float = 300.0,
     run_name: str | None = None,
     progress_bar: bool = True,
 ) -> None:
@@ -52,7 +58,7 @@ def train(
     Args:
         model: Which ResNet.
         max_duration: How long to train, in epochs, batches or samples: 6ep, 270ba, 8622sp.
-        batch_size: Images per optimizer step.
+        batch_size: Images per optimizer step, of all processes together.
         image_size: Height and width of the images in pixels.
         lr: Peak learning rate of the one-cycle schedule (AdamW).
         weight_decay: Weight decay of AdamW.
@@ -65,15 +71,24 @@ def train(
         progressive_gamma: Let the rates rise by 1 - exp(-gamma * batch), as progressive layer dropping does.
         draws: Decide for each block by itself, or balance how much is dropped from step to step.
         scaling: Multiply by 1 - rate in evaluation, or by 1 / (1 - rate) in training.
+        use_same_gpu_seed: Drop the same blocks in all processes, so that none waits for another.
         protect_projections: Never drop a block whose shortcut is not the identity.
         label_smoothing: Weight of the uniform distribution in the targets, in [0, 1].
         device: cpu, gpu or a torch device; by default the GPU where there is one.
         precision: Full precision, or automatic mixed precision.
-        device_train_microbatch_size: Images per forward and backward pass; by default the whole batch.
+        device_train_microbatch_size: Images per forward and backward pass; by default the whole batch; auto
+            halves it when memory runs out.
         eval_interval: How often to evaluate, in epochs or batches.
         seed: Of initialisation, data order and drop plans.
         deterministic_mode: Use only deterministic kernels.
         channels_last: Keep the tensors in channels-last memory format, which is faster.
+        num_workers: Processes that load the images.
+        save_interval: How often to save a checkpoint: 1ep, 500ba, 0.1dur, 10min.
+        save_num_checkpoints_to_keep: How many of the newest checkpoints to keep; -1 keeps all.
+        resume: Go on from a run's folder or one of its checkpoints; auto goes on with the run of this name if
+            there is one, and begins it otherwise. All other settings must be those of that run.
+        max_nonfinite_steps: Steps in a row that may be left out because their loss is NaN or infinite.
+        dist_timeout: Seconds after which a process that does not answer is given up.
         run_name: Name of the folder in runs/; by default the model and the time.
         progress_bar: Show progress on standard error.
     """
@@ -85,10 +100,11 @@ def train(
     from ..algorithms import LabelSmoothing, StochasticDepth
     from ..algorithms.stochastic_depth import ProgressiveLayerDrop, StartLate, StopEarly
     from ..models import composer_resnet
-    from ..trainer import Trainer
-    from ..trainer.checks import check_seed
+    from ..trainer import Trainer, distributed
+    from ..trainer.checks import check_device, check_seed, check_timeout
     from ..trainer.digits import digits_dataloaders
     from .report import report
+    from .resume import CHECKPOINTS, locate
     from .weights import save_weights
 
     if not 0 < lr < math.inf:
@@ -105,10 +121,12 @@ def train(
         ],
         draws=draws,
         scaling=scaling,
+        use_same_gpu_seed=use_same_gpu_seed,
         protect_projections=protect_projections,
     )
     smoothing = [LabelSmoothing(label_smoothing)] if label_smoothing else []
-    train_dataloader, eval_dataloader = digits_dataloaders(batch_size, image_size)
+    distributed.join_process_group(check_device(device), check_timeout(dist_timeout))
+    train_dataloader, eval_dataloader = digits_dataloaders(batch_size, image_size, num_workers)
     num_batches = count_batches(max_duration, train_dataloader)
 
     torch.manual_seed(check_seed(seed))
@@ -116,7 +134,8 @@ def train(
     if channels_last:
         network.to(memory_format=torch.channels_last)
     optimizer = AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    run_name = run_name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}"
+    run_name, going_on = locate(resume, run_name, model)
+    folder = Path("runs") / run_name
     trainer = Trainer(
         network,
         train_dataloader,
@@ -134,10 +153,17 @@ def train(
         deterministic_mode=deterministic_mode,
         run_name=run_name,
         progress_bar=progress_bar,
+        save_folder=folder / CHECKPOINTS,
+        save_interval=save_interval,
+        save_num_checkpoints_to_keep=save_num_checkpoints_to_keep,
+        max_nonfinite_steps=max_nonfinite_steps,
+        dist_timeout=dist_timeout,
+        **going_on,
     )
     trainer.fit()
     trainer.close()
-    folder = Path("runs") / run_name
+    if trainer.state.rank != 0:
+        return
     save_weights(folder / "weights.pt", model, network.module, stochastic_depth, image_size)
     report(folder, network, stochastic_depth, image_size)
 

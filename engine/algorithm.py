@@ -6,6 +6,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
     from .event import Event
     from .logger import Logger
     from .state import State
@@ -24,10 +28,28 @@ class Algorithm(ABC):
                 state.loss = state.loss / 2
     """
 
+    def __repr__(self) -> str:
+        """The settings: a run is resumed only with algorithms whose texts are the same."""
+        return f"{type(self).__name__}()"
+
     @property
     def find_unused_parameters(self) -> bool:
         """Whether a step may leave parameters without a gradient (parallel training asks)."""
         return False
+
+    @property
+    def ranks_may_differ(self) -> bool:
+        """Whether these parameters may be others on each rank (parallel training asks)."""
+        return False
+
+    @property
+    def depends_on_duration(self) -> bool:
+        """Whether another `max_duration` changes what it does before the end (resuming asks)."""
+        return False
+
+    def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
+        """Groups of modules that run together or not at all (parallel training asks)."""
+        return ()
 
     @abstractmethod
     def match(self, event: Event, state: State) -> bool:

@@ -12,6 +12,10 @@ class Event(str, Enum):
     .. code-block:: python
 
         # <INIT>                            once, on the raw model, when the Trainer is built
+        if resuming:
+            # <BEFORE_LOAD>
+            load_checkpoint()
+            # <AFTER_LOAD>
         # <FIT_START>
         for epoch in epochs:
             # <EPOCH_START>
@@ -45,6 +49,8 @@ class Event(str, Enum):
             # <EPOCH_CHECKPOINT>
         # <FIT_END>
 
+    A run that resumes in the middle of an epoch goes on there: EPOCH_START is not announced again.
+
     Evaluation, inside the loop above or by ``Trainer.eval`` (only the latter is *standalone*):
 
     .. code-block:: python
@@ -71,6 +77,8 @@ class Event(str, Enum):
     """
 
     INIT = "init"
+    BEFORE_LOAD = "before_load"
+    AFTER_LOAD = "after_load"
     FIT_START = "fit_start"
     EPOCH_START = "epoch_start"
     BEFORE_DATALOADER = "before_dataloader"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,17 +29,22 @@ class State:
         algorithms: What changes training, in order.
         callbacks: What watches it, in order.
         device: Where the model is.
+        scaler: Scales the loss of fp16 training; it passes everything on where it is not enabled.
+        device_train_microbatch_size: Rows per forward and backward pass; None for the whole batch.
         seed: The seed of the run, the same on all ranks.
         rank: Number of this process among `world_size`.
         world_size: Number of processes that train together.
         timestamp: What is finished.
         batch: The batch or microbatch at hand, on the device.
         batch_num_samples: Rows of the whole batch of this step, on this rank.
+        global_batch_num_samples: The same over all ranks.
         microbatch_start: Row of the batch at which the microbatch at hand begins.
         microbatch_num_samples: Rows of the microbatch at hand.
         outputs: What the model made of `batch`.
         loss: The loss of `outputs`, before it is scaled for accumulation.
         eval_metrics: Results of the latest evaluation by name.
+        evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
+        settings: What the run was started with, as plain values.
     """
 
     model: nn.Module
@@ -50,17 +56,22 @@ class State:
     algorithms: Sequence[Algorithm] = ()
     callbacks: Sequence[Callback] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
+    device_train_microbatch_size: int | None = None
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     timestamp: Timestamp = field(default_factory=Timestamp)
     batch: Any = None
     batch_num_samples: int = 0
+    global_batch_num_samples: int = 0
     microbatch_start: int = 0
     microbatch_num_samples: int = 0
     outputs: Any = None
     loss: Tensor | None = None
     eval_metrics: dict[str, float] = field(default_factory=dict)
+    evaluated_at: int = -1
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -90,9 +101,10 @@ class State:
             span: A positive time, counted from the start of training.
 
         Raises:
-            ValueError: If `span` is counted in epochs and the dataloader has no length, or in ``dur``
-                and there is no `max_duration`.
+            ValueError: If `span` is counted in epochs and the dataloader has no length, in ``dur``
+                and there is no `max_duration`, or in wall-clock time.
         """
+        _refuse_clock(span, "span")
         if span.unit is TimeUnit.DURATION:
             if self.max_duration is None:
                 raise ValueError(f'"{span}" needs a max_duration, got None')
@@ -108,7 +120,11 @@ class State:
         """Convert a time to epochs, None where the dataloader does not tell its length.
 
         Samples are converted by the dataset's share that one epoch reads.
+
+        Raises:
+            ValueError: If `time` is wall-clock time.
         """
+        _refuse_clock(time, "time")
         if time.unit is TimeUnit.EPOCH:
             return time.value
         if time.unit is TimeUnit.DURATION:
@@ -126,5 +142,13 @@ class State:
         if batch_size is None or self.batches_per_epoch is None:
             return None
         if getattr(self.train_dataloader, "drop_last", False) or not hasattr(sampler, "__len__"):
-            return self.batches_per_epoch * batch_size * self.world_size
-        return len(sampler) * self.world_size  # type: ignore[arg-type]  # just seen to have a length
+            return self.batches_per_epoch * batch_size
+        return len(sampler)  # type: ignore[arg-type]  # just seen to have a length
+
+
+def _refuse_clock(time: Time, name: str) -> None:
+    if time.unit.is_clock:
+        raise ValueError(
+            f'{name} must be in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", "dur"), since no '
+            f'timestamp tells wall-clock time, got "{time}"'
+        )

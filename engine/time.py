@@ -16,9 +16,19 @@ class TimeUnit(str, Enum):
     BATCH = "ba"
     SAMPLE = "sp"
     DURATION = "dur"
+    SECOND = "sec"
+    MINUTE = "min"
+
+    @property
+    def is_clock(self) -> bool:
+        """Whether it is wall-clock time, which is no function of the timestamp."""
+        return self in (TimeUnit.SECOND, TimeUnit.MINUTE)
 
     def __str__(self) -> str:
         return self.value
+
+
+_COUNTED = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE)
 
 
 @total_ordering
@@ -26,7 +36,8 @@ class TimeUnit(str, Enum):
 class Time:
     """An immutable amount of training: ``Time(3, "ep")`` or ``Time.from_timestring("3ep")``.
 
-    Epochs, batches and samples are whole numbers; ``dur`` is a fraction of the whole training.
+    Epochs, batches and samples are whole numbers; ``dur`` is a fraction of the whole training; ``sec``
+    and ``min`` are wall-clock time, whole or not, and do not convert into each other.
     Times of one unit add, subtract and compare; a time string or a bare number on the other side
     is read as a time (a number in this time's unit).
 
@@ -50,7 +61,7 @@ class Time:
             raise ValueError(f"the unit of a time must be one of {known}, got {self.unit!r}") from None
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise TypeError(f"the value of a time must be a number, got {self.value!r}")
-        if unit is not TimeUnit.DURATION and not isinstance(self.value, int):
+        if unit in _COUNTED and not isinstance(self.value, int):
             raise TypeError(f'a time in "{unit}" must be a whole number, got {self.value!r}')
         if self.value != self.value or self.value in (float("inf"), float("-inf")):
             raise ValueError(f"the value of a time must be finite, got {self.value!r}")
@@ -58,15 +69,17 @@ class Time:
 
     @classmethod
     def from_timestring(cls, text: str) -> "Time":
-        """Read ``"3ep"``, ``"100ba"``, ``"6400sp"`` or ``"0.2dur"``.
+        """Read ``"3ep"``, ``"100ba"``, ``"6400sp"``, ``"0.2dur"``, ``"90sec"`` or ``"1.5min"``.
 
         Raises:
             ValueError: If `text` is not a number followed by a known unit.
-            TypeError: If the number has a fraction and the unit is not ``dur``.
+            TypeError: If the number has a fraction and the unit is ``ep``, ``ba`` or ``sp``.
         """
         match = _TIME_STRING.fullmatch(text)
         if match is None:
-            raise ValueError(f'a time string must be like "3ep", "100ba", "6400sp" or "0.2dur", got {text!r}')
+            raise ValueError(
+                f'a time string must be like "3ep", "100ba", "6400sp", "0.2dur", "90sec" or "5min", got {text!r}'
+            )
         number, unit = match.groups()
         is_whole = unit != TimeUnit.DURATION.value and number.lstrip("+-").replace("_", "").isdigit()
         return cls(int(number) if is_whole else float(number), unit)  # type: ignore[arg-type]  # __post_init__ converts
@@ -118,7 +131,7 @@ class Time:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             raise TypeError(f"a time must be multiplied by a number, got {factor!r}")
         product = self.value * factor
-        return Time(product if self.unit is TimeUnit.DURATION else int(product), self.unit)
+        return Time(int(product) if self.unit in _COUNTED else product, self.unit)
 
     __rmul__ = __mul__
 
@@ -126,7 +139,7 @@ class Time:
         """Divide by a number, or by a time of the same unit, which gives a fraction in ``dur``."""
         if isinstance(other, (Time, str)):
             return Time(self.value / self._of_same_unit(other), TimeUnit.DURATION)
-        if self.unit is TimeUnit.DURATION:
+        if self.unit not in _COUNTED:
             return Time(self.value / other, self.unit)
         return Time(self.value // other if isinstance(other, int) else int(self.value / other), self.unit)
 
@@ -185,11 +198,14 @@ class Timestamp:
         """What is finished, counted in `unit` (epochs, batches or samples).
 
         Raises:
-            ValueError: For ``dur``, which needs to know the whole; ask `State.get_elapsed_duration`.
+            ValueError: For ``dur``, which needs to know the whole; ask `State.get_elapsed_duration`. For
+                ``sec`` and ``min``, which only a clock tells.
         """
         unit = TimeUnit(unit)
         if unit is TimeUnit.DURATION:
             raise ValueError('a timestamp has no "dur": use State.get_elapsed_duration()')
+        if unit.is_clock:
+            raise ValueError(f'a timestamp has no "{unit}": it counts what is finished and knows no wall-clock time')
         counted = {TimeUnit.EPOCH: self.epoch, TimeUnit.BATCH: self.batch, TimeUnit.SAMPLE: self.sample}
         return Time(counted[unit], unit)
 

@@ -1,7 +1,9 @@
 """The training loop and what belongs to the machine: data movement, precision, progress, files."""
 
+from .checkpoint_saver import CheckpointSaver
 from .file_logger import FileLogger
+from .interruption import TrainingInterrupted
 from .progress_bar import ProgressBar
 from .trainer import Trainer
 
-__all__ = ["FileLogger", "ProgressBar", "Trainer"]
+__all__ = ["CheckpointSaver", "FileLogger", "ProgressBar", "Trainer", "TrainingInterrupted"]

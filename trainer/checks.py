@@ -1,5 +1,6 @@
 """Refuses what cannot train, before anything is done. Every message names the argument, the rule and the value."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ def check_duration(max_duration: str | Time | None, train_dataloader: Any) -> Ti
     if max_duration is None:
         raise ValueError('max_duration must be given with train_dataloader, for example "3ep", got None')
     duration = as_time(max_duration, "max_duration")
-    if duration.unit is TimeUnit.DURATION:
+    if duration.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
         raise ValueError(f'max_duration must be in epochs, batches or samples ("ep", "ba", "sp"), got "{duration}"')
     if duration <= 0:
         raise ValueError(f'max_duration must be positive, got "{duration}"')
@@ -69,10 +70,12 @@ def check_interval(interval: str | Time | None, eval_dataloader: Any) -> Time:
     return time
 
 
-def check_microbatch_size(size: int | None) -> int | None:
-    """A microbatch has at least one row."""
+def check_microbatch_size(size: Any) -> int | None:
+    """A microbatch has at least one row; ``"auto"`` begins with the whole batch."""
+    if size == "auto":
+        return None
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"device_train_microbatch_size must be a whole number of at least 1, got {size!r}")
+        raise ValueError(f"device_train_microbatch_size must be a whole number of at least 1, or 'auto', got {size!r}")
     return size
 
 
@@ -151,3 +154,54 @@ def check_run_name(run_name: str) -> str:
             f"run_name must be letters, digits and . _ + -, and start with a letter or digit, got {run_name!r}"
         )
     return run_name
+
+
+def check_save_interval(interval: str | Time | None, save_folder: Any) -> Time:
+    """An interval between checkpoints must be positive, in any unit, and have a folder to save to."""
+    if interval is None:
+        return Time(1, TimeUnit.EPOCH)
+    if save_folder is None:
+        raise ValueError(f'save_interval must come with a save_folder to have an effect, got "{interval}"')
+    time = as_time(interval, "save_interval")
+    if time <= 0:
+        raise ValueError(f'save_interval must be positive, got "{time}"')
+    if time.unit is TimeUnit.DURATION and time > 1:
+        raise ValueError(f'save_interval must be at most "1dur", the whole training, got "{time}"')
+    return time
+
+
+def check_timeout(seconds: float) -> float:
+    """A timeout is a positive number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise ValueError(f"dist_timeout must be a positive number of seconds, got {seconds!r}")
+    return seconds
+
+
+def check_nonfinite_steps(count: int) -> int:
+    """A bound on steps is a whole number."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"max_nonfinite_steps must be a whole number of at least 0, got {count!r}")
+    return count
+
+
+def check_num_checkpoints_to_keep(count: int | None, save_folder: Any) -> int:
+    """A number of checkpoints needs a folder to keep them in; None is 3."""
+    if count is not None and save_folder is None:
+        raise ValueError(f"save_num_checkpoints_to_keep must come with a save_folder to have an effect, got {count!r}")
+    return 3 if count is None else count
+
+
+def check_loading(load_path: Any, load_weights_only: bool) -> None:
+    """Where the weights come from must be said."""
+    if load_weights_only and load_path is None:
+        raise ValueError("load_weights_only must come with a load_path to have an effect, got none")
+
+
+def check_is_bare(model: nn.Module) -> None:
+    """The Trainer makes the training parallel itself, block by block; a wrapper would do it a second time."""
+    for module in model.modules():
+        if type(module).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            raise ValueError(
+                f"model must not be wrapped for parallel training, as the Trainer does that itself under torchrun, got "
+                f"a {type(module).__name__}"
+            )

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def digits_dataloaders(
-    batch_size: int = 32, image_size: int = 32
+    batch_size: int = 32, image_size: int = 32, num_workers: int = 0
 ) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
     """Training and test batches of real handwritten digits (Alpaydin and Kaynak 1998, UCI repository).
 
@@ -17,6 +17,7 @@ def digits_dataloaders(
     Args:
         batch_size: Images per batch, at least 1.
         image_size: Height and width of an image in pixels, at least 8.
+        num_workers: Processes that load the images, at least 0.
 
     Returns:
         The shuffled training dataloader and the test dataloader; batches are ``(X, y)`` with images
@@ -30,6 +31,8 @@ def digits_dataloaders(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if image_size < 8:
         raise ValueError(f"image_size must be at least 8, the size of the originals, got {image_size}")
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0, got {num_workers}")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -41,4 +44,7 @@ def digits_dataloaders(
     images = F.interpolate(images[:, None], size=(image_size, image_size), mode="bilinear", align_corners=False)
     images = images.expand(-1, 3, -1, -1)
     training, held_out = (TensorDataset(images[part], classes[part]) for part in (train, test))
-    return DataLoader(training, batch_size, shuffle=True), DataLoader(held_out, 4 * batch_size)
+    return (
+        DataLoader(training, batch_size, shuffle=True, num_workers=num_workers),
+        DataLoader(held_out, 4 * batch_size, num_workers=num_workers),
+    )

@@ -27,13 +27,14 @@ class ProgressBar(LoggerDestination):
         self._loss = metrics.get("loss/train/total", self._loss)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Start the clock for lines."""
+        """Start the clock for lines, and the bar of an epoch that was resumed in the middle."""
         self._shown_at = time.monotonic()
+        if state.timestamp.batch_in_epoch > 0:
+            self._begin_bar(state)
 
     def epoch_start(self, state: State, logger: Logger) -> None:
         """Begin a bar."""
-        if self._is_terminal:
-            self._bar = tqdm(desc=_epoch_text(state), total=_batches_to_come(state), unit="ba", file=sys.stderr)
+        self._begin_bar(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Move on."""
@@ -64,6 +65,11 @@ class ProgressBar(LoggerDestination):
     def close(self, state: State, logger: Logger) -> None:
         """End the bar."""
         self._end_bar()
+
+    def _begin_bar(self, state: State) -> None:
+        if self._is_terminal:
+            total, done = _batches_to_come(state), state.timestamp.batch_in_epoch
+            self._bar = tqdm(desc=_epoch_text(state), total=total, initial=done, unit="ba", file=sys.stderr)
 
     def _show_loss(self, now: float) -> None:
         assert self._bar is not None

@@ -1,23 +1,34 @@
 """The Trainer: it turns the loop and tells the engine of every event. `Event` shows the loop as a text."""
 
 import logging
+import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..engine import Algorithm, Callback, Engine, Event, Logger, LoggerDestination, State, Time, TimeUnit
-from . import batches, checks
+from . import checks, distributed
+from .batchnorm import convert_batchnorm
+from .checkpoint import restore, restore_generators, restore_weights
+from .checkpoint_saver import CheckpointSaver
+from .data import EpochReader
+from .evaluation import evaluate, read_batches
 from .file_logger import FileLogger
-from .precision import Precision, autocast, check_precision, grad_scaler
+from .interruption import SignalListener, TrainingInterrupted
+from .parallelism import Parallelism, check_parallelism, parallelize
+from .precision import Precision, check_precision, grad_scaler
 from .progress_bar import ProgressBar
-from .reproducibility import generator_of_epoch, seed_all
+from .reproducibility import seed_all
+from .resumption import find_checkpoint
+from .settings import check_same_on_all_ranks, describe
+from .step import TrainStep
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +41,17 @@ class Trainer:
     by name, ``update_metric(batch, outputs, metric)`` adds a batch to one.
 
     INIT runs when the Trainer is built, on the raw model. All generators (python, numpy, torch) are
-    seeded then.
+    seeded then. Each batch that is read is a function of the seed, the epoch and its place in it,
+    whatever the number of loader workers and whatever else draws random numbers.
+
+    Under torchrun the processes train together: every batch is divided among them, so the same
+    settings give the same training on any number of them (BatchNorm sees the rows of its rank, unless
+    `sync_batchnorm` is set). Only rank 0 logs and saves.
 
     Args:
         model: What to train. It is changed in place.
         train_dataloader: Yields the batches of an epoch: tensors, or tuples, lists and dictionaries
-            of them, with one row per sample.
+            of them, with one row per sample. Its batch size is that of all ranks together.
         eval_dataloader: Yields the batches of an evaluation.
         max_duration: How long to train: ``"3ep"``, ``"100ba"``, ``"6400sp"`` or a `Time`.
         algorithms: What changes training; they act in this order.
@@ -46,20 +62,36 @@ class Trainer:
         loggers: Where metrics go, besides the files of a named run.
         device: ``"cpu"``, ``"gpu"`` or a torch device; by default the GPU where there is one.
         precision: ``"fp32"``, or ``"amp_bf16"`` or ``"amp_fp16"`` for automatic mixed precision.
-        device_train_microbatch_size: Rows per forward and backward pass. The gradients of the
-            microbatches add up to those of the whole batch, except that BatchNorm sees microbatches.
+        device_train_microbatch_size: Rows per forward and backward pass on a device. The gradients of
+            the microbatches add up to those of the whole batch, except that BatchNorm sees
+            microbatches. ``"auto"`` begins with the whole batch; a step that runs out of memory on any
+            rank is repeated in microbatches of half the size, with the same drop plan.
         eval_interval: How often to evaluate, in epochs or batches; by default after every epoch. The
             end of training is always evaluated.
         seed: Of all generators, from 0 to 2**32 - 1.
         deterministic_mode: Use only deterministic kernels, on CPU and GPU.
         run_name: Metrics go to ``runs/<run_name>/``; without a name there are no files.
         progress_bar: Show progress on standard error.
+        save_folder: Checkpoints go there, as a `CheckpointSaver` among the callbacks writes them, which has
+            more settings. SIGTERM and SIGINT then finish the running step, save, and end the training
+            with `TrainingInterrupted`.
+        save_interval: How often, in any unit: ``"1ep"`` (default), ``"500ba"``, ``"0.1dur"``, ``"10min"``.
+        save_num_checkpoints_to_keep: How many of the newest checkpoints are kept; -1 keeps all.
+        load_path: A checkpoint, or a folder of them, to resume from.
+        load_weights_only: Take only the weights from `load_path`, for a new training.
+        autoresume: Resume from the newest good checkpoint in `save_folder` where there is one.
+        max_nonfinite_steps: How many steps in a row may be left out because their loss was NaN or
+            infinite; one more is an error. By default the first one is.
+        parallelism: Under torchrun, ``"ddp"`` keeps a copy of the model on every rank; ``"fsdp"`` shards
+            parameters, gradients and the states of optimizers, for models that do not fit.
+        sync_batchnorm: Let BatchNorm see the rows of all ranks (GPUs only).
+        dist_timeout: Seconds after which a rank that does not answer is given up.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message shows the wrap for a model
             without ``loss``.
         ValueError: If an argument breaks its rule. Model and files are then unchanged.
-        FileExistsError: If the run's folder holds metrics already.
+        FileExistsError: If the run's folder holds metrics already, and nothing is resumed.
     """
 
     def __init__(
@@ -77,68 +109,129 @@ class Trainer:
         loggers: LoggerDestination | Sequence[LoggerDestination] = (),
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
-        device_train_microbatch_size: int | None = None,
+        device_train_microbatch_size: int | Literal["auto"] | None = None,
         eval_interval: str | Time | None = None,
         seed: int = 0,
         deterministic_mode: bool = False,
         run_name: str | None = None,
         progress_bar: bool = True,
+        save_folder: str | Path | None = None,
+        save_interval: str | Time | None = None,
+        save_num_checkpoints_to_keep: int | None = None,
+        load_path: str | Path | None = None,
+        load_weights_only: bool = False,
+        autoresume: bool = False,
+        max_nonfinite_steps: int = 0,
+        parallelism: Parallelism = "ddp",
+        sync_batchnorm: bool = False,
+        dist_timeout: float = 300.0,
     ) -> None:
-        check_precision(precision)
-        state = State(
-            model=checks.check_model(model),
-            max_duration=checks.check_duration(max_duration, train_dataloader),
-            train_dataloader=checks.check_dataloader(train_dataloader, "train_dataloader"),
-            eval_dataloader=checks.check_dataloader(eval_dataloader, "eval_dataloader"),
-            optimizers=checks.as_sequence(optimizers, Optimizer, "optimizers"),
-            schedulers=checks.as_sequence(schedulers, LRScheduler, "schedulers"),
-            algorithms=checks.as_sequence(algorithms, Algorithm, "algorithms"),
-            callbacks=checks.as_sequence(callbacks, Callback, "callbacks"),
-            device=checks.check_device(device),
-            seed=checks.check_seed(seed),
-        )
-        checks.check_optimizers(state.optimizers, model)
-        checks.check_schedulers(state.schedulers, state.optimizers)
-        checks.check_steps(state.optimizers, state.schedulers)
-        self._eval_interval = checks.check_interval(eval_interval, eval_dataloader)
-        self._microbatch_size = checks.check_microbatch_size(device_train_microbatch_size)
-        destinations = list(checks.as_sequence(loggers, LoggerDestination, "loggers"))
-        if run_name is not None:
-            destinations.append(FileLogger(Path("runs") / checks.check_run_name(run_name)))
-        if progress_bar:
-            destinations.append(ProgressBar())
+        place = checks.check_device(device)
+        distributed.join_process_group(place, checks.check_timeout(dist_timeout))
+        with distributed.all_or_none():
+            check_precision(precision)
+            state = State(
+                model=checks.check_model(model),
+                max_duration=checks.check_duration(max_duration, train_dataloader),
+                train_dataloader=checks.check_dataloader(train_dataloader, "train_dataloader"),
+                eval_dataloader=checks.check_dataloader(eval_dataloader, "eval_dataloader"),
+                optimizers=checks.as_sequence(optimizers, Optimizer, "optimizers"),
+                schedulers=checks.as_sequence(schedulers, LRScheduler, "schedulers"),
+                algorithms=checks.as_sequence(algorithms, Algorithm, "algorithms"),
+                device=place,
+                scaler=grad_scaler(precision, place),
+                device_train_microbatch_size=checks.check_microbatch_size(device_train_microbatch_size),
+                seed=checks.check_seed(seed),
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            )
+            self._train_reader = self._reader(state, "train_dataloader")
+            self._eval_reader = self._reader(state, "eval_dataloader")
+            checks.check_optimizers(state.optimizers, model)
+            checks.check_schedulers(state.schedulers, state.optimizers)
+            checks.check_steps(state.optimizers, state.schedulers)
+            checks.check_nonfinite_steps(max_nonfinite_steps)
+            checks.check_loading(load_path, load_weights_only)
+            checks.check_is_bare(model)
+            check_parallelism(
+                parallelism,
+                halve_microbatches=device_train_microbatch_size == "auto",
+                sync_batchnorm=sync_batchnorm,
+            )
+            self._eval_interval = checks.check_interval(eval_interval, eval_dataloader)
+            state.callbacks, self._saver = _with_saver(
+                checks.as_sequence(callbacks, Callback, "callbacks"),
+                save_folder,
+                save_interval,
+                save_num_checkpoints_to_keep,
+            )
+        found = find_checkpoint(None if self._saver is None else self._saver.folder, load_path, autoresume)
+        with distributed.all_or_none():
+            destinations = list(checks.as_sequence(loggers, LoggerDestination, "loggers"))
+            if run_name is not None:
+                folder = Path("runs") / checks.check_run_name(run_name)
+                destinations.append(FileLogger(folder, append=autoresume or found is not None))
+            if progress_bar:
+                destinations.append(ProgressBar())
 
         self.state = state
-        self.logger = Logger(state, destinations)
+        self.logger = Logger(state, destinations if state.rank == 0 else ())
         self.engine = Engine(state, self.logger)
         self._precision = precision
-        self._scaler = grad_scaler(precision, state.device)
         self._step_schedulers_every_batch = step_schedulers_every_batch
-        self._evaluated_at = -1
-        seed_all(seed, deterministic_mode)
-        self.engine.run_event(Event.INIT)
-        model.to(state.device)
-        checks.check_optimizers(state.optimizers, model)  # again: an algorithm may have replaced parameters
-        if train_dataloader is not None and not state.optimizers:
-            state.optimizers = (_default_optimizer(model),)
+        self._loaded: dict[str, Any] | None = None
+        seed_all(seed, deterministic_mode, state.rank)
+        with distributed.all_or_none():
+            self.engine.run_event(Event.INIT)
+            if sync_batchnorm:
+                convert_batchnorm(state)
+            checks.check_optimizers(state.optimizers, model)  # again: an algorithm may have replaced parameters
+            if train_dataloader is not None and not state.optimizers:
+                state.optimizers = (_default_optimizer(model),)
+        state.settings = describe(
+            state,
+            precision=precision,
+            eval_interval=str(self._eval_interval),
+            deterministic_mode=deterministic_mode,
+            sync_batchnorm=sync_batchnorm,
+            parallelism=parallelism,
+        )
+        check_same_on_all_ranks(state.settings)
+        synchronizer = parallelize(state, parallelism)
+        if found is not None:
+            self._load(*found, load_weights_only)
+        self._step = TrainStep(
+            self.engine,
+            precision=precision,
+            halve_microbatches=device_train_microbatch_size == "auto",
+            max_nonfinite_steps=max_nonfinite_steps,
+            step_schedulers=step_schedulers_every_batch,
+            synchronizer=synchronizer,
+        )
 
     def fit(self) -> None:
         """Train until `max_duration` is reached, and evaluate on the way.
 
-        An exception closes the Trainer before it is passed on.
+        An exception closes the Trainer before it is passed on. A run that was resumed at its end does
+        nothing but what is left of the end: an evaluation that is due, and FIT_END.
 
         Raises:
             ValueError: If there is no data to train on, or a batch is not what the model takes.
             RuntimeError: If the Trainer is closed, or has reached `max_duration` already.
+            FloatingPointError: If the loss of too many steps was NaN or infinite.
+            TrainingInterrupted: If SIGTERM or SIGINT came on any rank, and there are checkpoints to save;
+                a SystemExit with the code 128 + number of the signal.
+            RankLostError: If another rank does not answer.
         """
-        if self.state.train_dataloader is None:
+        if self._train_reader is None:
             raise ValueError("train_dataloader must be given to fit, got None")
         self._check_open("fit")
-        if self.state.is_finished:
+        if self.state.is_finished and self._loaded is None:
             raise RuntimeError(f'max_duration="{self.state.max_duration}" is reached: there is nothing left to fit')
         try:
-            self._log_settings()
-            self._fit()
+            self.logger.log_hyperparameters(self.state.settings)
+            with SignalListener() if self._saver is not None else nullcontext() as listener:
+                self._fit(listener)
         except BaseException as error:
             self._close_after(error)
             raise
@@ -153,11 +246,11 @@ class Trainer:
             ValueError: If there is no data to evaluate on.
             RuntimeError: If the Trainer is closed.
         """
-        if self.state.eval_dataloader is None:
+        if self._eval_reader is None:
             raise ValueError("eval_dataloader must be given to evaluate, got None")
         self._check_open("eval")
         self.engine.run_event(Event.EVAL_STANDALONE_START)
-        self._evaluate()
+        evaluate(self.engine, self._eval_reader, self._precision)
         self.engine.run_event(Event.EVAL_STANDALONE_END)
         return self.state.eval_metrics
 
@@ -169,26 +262,35 @@ class Trainer:
         """
         self.engine.close()
 
-    def _fit(self) -> None:
+    def _fit(self, listener: SignalListener | None) -> None:
         state, run_event = self.state, self.engine.run_event
         if not state.model.training:
             state.model.train()  # only then: a user may have frozen a part of a model in training mode
+        self._restore_generators()  # before the first event, as it may save them,
         run_event(Event.FIT_START)
+        self._restore_generators()  # and after it, as it may draw from them
+        self._loaded = None
         while not state.is_finished:
-            self._train_epoch()
-        if state.eval_dataloader is not None and self._evaluated_at != state.timestamp.batch:
+            self._train_epoch(listener)
+        if self._eval_reader is not None and state.evaluated_at != state.timestamp.batch:
             self._evaluate()
         run_event(Event.FIT_END)
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, listener: SignalListener | None) -> None:
+        """Train an epoch to its end, or what is left of one that was resumed in its middle."""
         state, run_event = self.state, self.engine.run_event
-        run_event(Event.EPOCH_START)
-        started, exhausted = time.perf_counter(), True
-        for _ in self._batches(state.train_dataloader, Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER):
-            self._train_batch()
+        started, start, exhausted = time.perf_counter(), state.timestamp.batch_in_epoch, True
+        if start == 0:
+            run_event(Event.EPOCH_START)
+        assert self._train_reader is not None, "fit has checked it"
+        events = Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER
+        for _ in read_batches(self.engine, self._train_reader, *events, start=start):
+            is_interrupted = self._step(lambda: listener is not None and listener.received != 0)
             if self._is_due(TimeUnit.BATCH):
                 self._evaluate()
             run_event(Event.BATCH_CHECKPOINT)
+            if is_interrupted:
+                self._stop(listener)
             if state.is_finished:
                 exhausted = state.timestamp.batch_in_epoch == state.batches_per_epoch
                 break
@@ -198,151 +300,60 @@ class Trainer:
             return
         state.timestamp = state.timestamp.to_next_epoch()
         if not self._step_schedulers_every_batch:
-            self._step_schedulers()
-        self.logger.log_metrics({"time/epoch": time.perf_counter() - started})
+            self._step.step_schedulers()
+        if start == 0:
+            self.logger.log_metrics({"time/epoch": time.perf_counter() - started})
         run_event(Event.EPOCH_END)
         if self._is_due(TimeUnit.EPOCH):
             self._evaluate()
         run_event(Event.EPOCH_CHECKPOINT)
 
-    def _train_batch(self) -> None:
-        state, run_event = self.state, self.engine.run_event
-        run_event(Event.BATCH_START)
-        run_event(Event.BEFORE_TRAIN_BATCH)
-        state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
-        loss = self._train_microbatches()
-        self._unscale_gradients()
-        run_event(Event.AFTER_TRAIN_BATCH)
-        self._step_optimizers()
-        lr = state.optimizers[0].param_groups[0]["lr"]
-        lr = lr.clone() if isinstance(lr, Tensor) else lr  # a scheduler changes a tensor in place
-        if self._step_schedulers_every_batch:
-            self._step_schedulers()
-        state.timestamp = state.timestamp.to_next_batch(state.batch_num_samples)
-        self.logger.log_metrics({"epoch": state.timestamp.epoch, "loss/train/total": loss, "lr": lr})
-        run_event(Event.BATCH_END)
-
-    def _train_microbatches(self) -> Tensor:
-        """Run forward and backward; the returned loss is the mean over the whole batch."""
-        state = self.state
-        batch, size, whole = state.batch, self._microbatch_size, state.batch_num_samples
-        if size is None or size >= whole:
-            state.microbatch_start, state.microbatch_num_samples = 0, whole
-            return self._train_microbatch(batch, share=1.0)
-        total = torch.zeros((), device=state.device)
-        for index, microbatch in enumerate(batches.split(batch, size)):
-            state.microbatch_start = index * size
-            state.microbatch_num_samples = min(size, whole - state.microbatch_start)
-            share = state.microbatch_num_samples / whole
-            total += share * self._train_microbatch(microbatch, share)
-        state.batch = batch
-        return total
-
-    def _train_microbatch(self, microbatch: Any, share: float) -> Tensor:
-        state, run_event = self.state, self.engine.run_event
-        model: Any = state.model
-        state.batch = microbatch
-        with autocast(self._precision, state.device):
-            run_event(Event.BEFORE_FORWARD)
-            state.outputs = model(state.batch)
-            run_event(Event.AFTER_FORWARD)
-            run_event(Event.BEFORE_LOSS)
-            state.loss = _check_loss(model.loss(state.outputs, state.batch))
-            run_event(Event.AFTER_LOSS)
-        run_event(Event.BEFORE_BACKWARD)
-        loss = state.loss if share == 1.0 else state.loss * share
-        self._scaler.scale(loss).backward()
-        run_event(Event.AFTER_BACKWARD)
-        return state.loss.detach()
-
     def _evaluate(self) -> None:
-        state, run_event = self.state, self.engine.run_event
-        model: Any = state.model
-        metrics = model.get_metrics(is_train=False) if hasattr(model, "get_metrics") else {}
-        metrics = {name: metric.to(state.device) for name, metric in metrics.items()}
-        loss, count = torch.zeros((), device=state.device), 0
-        before = state.batch, state.batch_num_samples
-        with _evaluation_mode(model), torch.no_grad():
-            run_event(Event.EVAL_START)
-            events = Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER
-            for _ in self._batches(state.eval_dataloader, *events):
-                run_event(Event.EVAL_BATCH_START)
-                with autocast(self._precision, state.device):
-                    run_event(Event.EVAL_BEFORE_FORWARD)
-                    state.outputs = model(state.batch)
-                    run_event(Event.EVAL_AFTER_FORWARD)
-                    loss += _check_loss(model.loss(state.outputs, state.batch)) * state.batch_num_samples
-                count += state.batch_num_samples
-                for metric in metrics.values():
-                    model.update_metric(state.batch, state.outputs, metric)
-                run_event(Event.EVAL_BATCH_END)
-            if count == 0:
-                raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
-            results = {f"metrics/eval/{name}": float(metric.compute()) for name, metric in metrics.items()}
-            state.eval_metrics = {"loss/eval/total": float(loss) / count, **results}
-            self._evaluated_at = state.timestamp.batch
-            self.logger.log_metrics(state.eval_metrics)
-            run_event(Event.EVAL_END)
-        state.batch, state.batch_num_samples = before
-
-    def _batches(self, dataloader: Iterable[Any] | None, before: Event, after: Event) -> Iterator[Any]:
-        """Yield each batch of a dataloader on the device, with the event before and after it is fetched."""
-        assert dataloader is not None, "fit and eval have checked it"
-        state, iterator = self.state, None
-        while True:
-            self.engine.run_event(before)
-            if iterator is None:
-                # A dataloader shuffles when its first batch is fetched, by torch's global generator. Seeded here, the
-                # order depends on seed and epoch alone, and not on what the model or an evaluation has drawn.
-                with generator_of_epoch(state.seed, state.timestamp.epoch):
-                    iterator = iter(dataloader)
-                    batch = next(iterator, _NO_BATCH)
-            else:
-                batch = next(iterator, _NO_BATCH)
-            if batch is _NO_BATCH:
-                return
-            state.batch_num_samples = batches.num_samples(batch)
-            state.batch = batches.move(batch, state.device)
-            self.engine.run_event(after)
-            yield state.batch
+        assert self._eval_reader is not None, "only due where there is data"
+        evaluate(self.engine, self._eval_reader, self._precision)
 
     def _is_due(self, unit: TimeUnit) -> bool:
         state, interval = self.state, self._eval_interval
-        if state.eval_dataloader is None or interval.unit is not unit:
+        if self._eval_reader is None or interval.unit is not unit:
             return False
         return state.timestamp.get(unit).value % interval.value == 0
 
-    def _unscale_gradients(self) -> None:
-        if self._scaler.is_enabled():
-            for optimizer in filter(_has_gradient, self.state.optimizers):
-                self._scaler.unscale_(optimizer)
+    def _stop(self, listener: SignalListener | None) -> None:
+        """Save, and end the training as the signal asked; on a rank that got none, as if it had been SIGTERM."""
+        assert listener is not None and self._saver is not None, "without them nothing interrupts"
+        self._saver.save_once(self.state, self.logger)
+        raise TrainingInterrupted(listener.received or signal.SIGTERM)
 
-    def _step_optimizers(self) -> None:
-        for optimizer in self.state.optimizers:
-            # The loss scaler refuses an optimizer that got no gradient at all, as dropped blocks may leave it.
-            if not self._scaler.is_enabled() or _has_gradient(optimizer):
-                self._scaler.step(optimizer)
-        self._scaler.update()
+    def _load(self, path: Path, contents: dict[str, Any], weights_only: bool) -> None:
+        self.engine.run_event(Event.BEFORE_LOAD)
+        try:
+            if weights_only:
+                restore_weights(contents, self.state.model)
+            else:
+                restore(contents, self.state, self.logger)
+                self._loaded = {"ranks": contents["ranks"]}
+        except ValueError as error:
+            error.add_note(f"while loading {path}")
+            raise
+        if self._saver is not None and self._loaded is not None and path.parent == self._saver.folder:
+            self._saver.has_loaded(self.state)
+        self.engine.run_event(Event.AFTER_LOAD)
 
-    def _step_schedulers(self) -> None:
-        for scheduler in self.state.schedulers:
-            scheduler.step()
+    def _restore_generators(self) -> None:
+        if self._loaded is not None:
+            restore_generators(self._loaded, self.state.device)
 
-    def _log_settings(self) -> None:
-        state = self.state
-        self.logger.log_hyperparameters(
-            {
-                "model": type(state.model).__name__,
-                "max_duration": str(state.max_duration),
-                "algorithms": [repr(algorithm) for algorithm in state.algorithms],
-                "optimizers": [_describe(optimizer) for optimizer in state.optimizers],
-                "schedulers": [type(scheduler).__name__ for scheduler in state.schedulers],
-                "device": str(state.device),
-                "precision": self._precision,
-                "device_train_microbatch_size": self._microbatch_size,
-                "seed": state.seed,
-                "torch": str(torch.__version__),
-            }
+    def _reader(self, state: State, name: str) -> EpochReader | None:
+        dataloader = getattr(state, name)
+        if dataloader is None:
+            return None
+        return EpochReader(
+            dataloader,
+            name=name,
+            seed=state.seed,
+            rank=state.rank,
+            world_size=state.world_size,
+            for_training=name == "train_dataloader",
         )
 
     def _check_open(self, action: str) -> None:
@@ -356,30 +367,22 @@ class Trainer:
             error.add_note(f"while closing, too: {group!r}")
 
 
-_NO_BATCH = object()
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and afterwards each back into the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _has_gradient(optimizer: Optimizer) -> bool:
-    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _check_loss(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"model.loss must return a tensor without dimensions, the mean over the batch; got {what}")
-    return loss
+def _with_saver(
+    callbacks: tuple[Callback, ...],
+    folder: str | Path | None,
+    interval: str | Time | None,
+    num_to_keep: int | None,
+) -> tuple[tuple[Callback, ...], CheckpointSaver | None]:
+    """The callbacks with the one that saves checkpoints at their end, and that one itself."""
+    interval = checks.check_save_interval(interval, folder)
+    num_to_keep = checks.check_num_checkpoints_to_keep(num_to_keep, folder)
+    savers = [callback for callback in callbacks if isinstance(callback, CheckpointSaver)]
+    if folder is not None:
+        savers.append(CheckpointSaver(folder, interval, num_to_keep=num_to_keep))
+    if len(savers) > 1:
+        raise ValueError("save_folder and callbacks must give at most one CheckpointSaver, got several")
+    others = [callback for callback in callbacks if callback not in savers]
+    return (*others, *savers), savers[0] if savers else None
 
 
 def _default_optimizer(model: nn.Module) -> Optimizer:
@@ -391,8 +394,3 @@ def _default_optimizer(model: nn.Module) -> Optimizer:
         settings["weight_decay"],
     )
     return optimizer
-
-
-def _describe(optimizer: Optimizer) -> dict[str, Any]:
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    return {"name": type(optimizer).__name__, "groups": groups}

@@ -3,7 +3,7 @@
 The known types are named by their import path, so that nothing is imported which a model does not use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class Branch:
             branch and can take over a factor; None where there is none.
         gives_new_tensor: Whether `residual` gives a tensor that nobody else holds, so that evaluation can
             add in place.
+        layers: ``(block) -> layers`` that `residual` computes with and nothing else does; None where that is
+            not known.
     """
 
     residual: Callable[..., Tensor]
@@ -37,6 +39,7 @@ class Branch:
     input_is_final: Callable[[Any], bool] = lambda block: True
     last_layer: Callable[[Any], nn.Module | None] = lambda block: None
     gives_new_tensor: bool = False
+    layers: Callable[[Any], Sequence[nn.Module]] | None = None
 
     def run(self, block: nn.Module, x: Tensor, scale: float, *args: Any, **kwargs: Any) -> Tensor:
         """The step with the residual branch times `scale`, which is not computed where that is 0."""
@@ -172,6 +175,10 @@ def _has_projection(block: Any) -> bool:
     return block.downsample is not None
 
 
+def _all_but_projection(block: Any) -> list[nn.Module]:
+    return [layer for name, layer in block.named_children() if name != "downsample"]
+
+
 def _relu(block: Any, y: Tensor) -> Tensor:
     return block.relu(y)
 
@@ -252,14 +259,30 @@ def _unless_post_norm(norm: str) -> Callable[[Any, Tensor], Tensor]:
 BLOCK_TYPES = {
     "torchvision.models.resnet.BasicBlock": BlockType(
         "ResNetBasicBlock",
-        (Branch(_basic_residual, _projection, _relu, _ends_in_relu, lambda block: block.bn2, gives_new_tensor=True),),
+        (
+            Branch(
+                _basic_residual,
+                _projection,
+                _relu,
+                _ends_in_relu,
+                lambda block: block.bn2,
+                gives_new_tensor=True,
+                layers=_all_but_projection,
+            ),
+        ),
         _has_projection,
     ),
     "torchvision.models.resnet.Bottleneck": BlockType(
         "ResNetBottleneck",
         (
             Branch(
-                _bottleneck_residual, _projection, _relu, _ends_in_relu, lambda block: block.bn3, gives_new_tensor=True
+                _bottleneck_residual,
+                _projection,
+                _relu,
+                _ends_in_relu,
+                lambda block: block.bn3,
+                gives_new_tensor=True,
+                layers=_all_but_projection,
             ),
         ),
         _has_projection,
@@ -274,6 +297,7 @@ BLOCK_TYPES = {
                 _ends_in_relu,
                 lambda block: block.bn2,
                 gives_new_tensor=True,
+                layers=_all_but_projection,
             ),
         ),
         lambda block: block.stride != 1 or block.new_channels > 0,
@@ -287,6 +311,7 @@ BLOCK_TYPES = {
                 lambda block, y: block.act2(y),
                 lambda block: isinstance(block.act2, nn.ReLU),
                 last_layer=lambda block: block.bn2 if block.se is None else None,
+                layers=_all_but_projection,
             ),
         ),
         _has_projection,
@@ -300,6 +325,7 @@ BLOCK_TYPES = {
                 lambda block, y: block.act3(y),
                 lambda block: isinstance(block.act3, nn.ReLU),
                 last_layer=lambda block: block.bn3 if block.se is None else None,
+                layers=_all_but_projection,
             ),
         ),
         _has_projection,
@@ -307,8 +333,16 @@ BLOCK_TYPES = {
     "torchvision.models.vision_transformer.EncoderBlock": BlockType(
         "ViTEncoderBlock",
         (
-            Branch(_vit_attention, last_layer=lambda block: block.self_attention.out_proj),
-            Branch(lambda block, x: block.mlp(block.ln_2(x)), last_layer=lambda block: block.mlp[3]),
+            Branch(
+                _vit_attention,
+                last_layer=lambda block: block.self_attention.out_proj,
+                layers=lambda block: [block.ln_1, block.self_attention],
+            ),
+            Branch(
+                lambda block, x: block.mlp(block.ln_2(x)),
+                last_layer=lambda block: block.mlp[3],
+                layers=lambda block: [block.ln_2, block.mlp],
+            ),
         ),
     ),
     "torch.nn.modules.transformer.TransformerEncoderLayer": BlockType(
@@ -319,12 +353,14 @@ BLOCK_TYPES = {
                 after_sum=_unless_post_norm("norm1"),
                 input_is_final=lambda block: block.norm_first,
                 last_layer=lambda block: block.self_attn.out_proj,
+                layers=lambda block: [block.self_attn, *([block.norm1] if block.norm_first else [])],
             ),
             Branch(
                 _feed_forward,
                 after_sum=_unless_post_norm("norm2"),
                 input_is_final=lambda block: block.norm_first,
                 last_layer=lambda block: block.linear2,
+                layers=lambda block: [block.linear1, block.linear2, *([block.norm2] if block.norm_first else [])],
             ),
         ),
         batch_dim=lambda block: 0 if block.self_attn.batch_first else 1,

@@ -33,6 +33,8 @@ class DropPlan:
             quarter of the batch).
         seed: Seed of the run.
         same_on_all_ranks: Whether every rank drops the same blocks.
+        groups: For each block the number of its group, from 0; blocks of one group cost the same.
+            Balanced draws drop as many blocks of each group on every rank, and so as much work.
         scaling: Where the expectation is kept: in ``evaluation`` the branch counts ``1 - rate`` (Huang
             et al. 2016), or in ``training`` ``1 / (1 - rate)`` (as timm and torchvision do).
     """
@@ -45,6 +47,7 @@ class DropPlan:
         draws: Draws = "independent",
         seed: int = 0,
         same_on_all_ranks: bool = True,
+        groups: Sequence[int] | None = None,
         scaling: Scaling = "evaluation",
     ) -> None:
         self.method = method
@@ -53,6 +56,7 @@ class DropPlan:
         self.draws = draws
         self.seed = seed
         self.same_on_all_ranks = same_on_all_ranks
+        self._groups = np.zeros(len(rates), dtype=int) if groups is None else np.asarray(groups)
         self.dropped_blocks: list[bool] | None = None
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
@@ -83,8 +87,10 @@ class DropPlan:
         own = self._generator(step, rank, stream=0)
         shared = self._generator(step, 0, stream=1) if self.draws == "balanced" else own
         if self.method == "block":
-            dropped = _independent(rates, own) if self.draws == "independent" else _balanced(rates, own, shared)
-            self.dropped_blocks = dropped.tolist()
+            if self.draws == "independent":
+                self.dropped_blocks = _independent(rates, own).tolist()
+            else:
+                self.dropped_blocks = _balanced(rates, self._groups, own, shared).tolist()
             return
         rows_of = _independent_rows if self.draws == "independent" else _balanced_rows
         self._kept_rows = rows_of(rates, num_rows, own, shared)
@@ -172,15 +178,20 @@ def _independent(rates: np.ndarray, own: np.random.Generator) -> np.ndarray:
     return own.random(len(rates)) < rates
 
 
-def _balanced(rates: np.ndarray, own: np.random.Generator, shared: np.random.Generator) -> np.ndarray:
+def _balanced(
+    rates: np.ndarray, groups: np.ndarray, own: np.random.Generator, shared: np.random.Generator
+) -> np.ndarray:
     """Systematic sampling in a random order of the blocks (Madow 1949, Annals of Math. Statistics 20).
 
     Lay the rates end to end on a line and mark the points u, u + 1, u + 2, ... for one uniform u: a
     block whose piece holds a mark is dropped. A piece of length p holds one with probability p. Ranks
-    share u and so the number of marks, but each has its own order.
+    share u and the order of the groups, so a group lies on the same stretch of the line on all of them
+    and holds as many marks; within a group each rank has its own order.
     """
-    order = np.argsort(own.random(len(rates)))
-    marks = np.floor(np.cumsum(rates[order]) + shared.random())
+    start = shared.random()
+    group_places = shared.permutation(groups.max() + 1) if groups.any() else np.zeros(1)
+    order = np.argsort(group_places[groups] + own.random(len(rates)))
+    marks = np.floor(np.cumsum(rates[order]) + start)
     dropped = np.empty(len(rates), dtype=bool)
     dropped[order] = np.diff(marks, prepend=0.0) > 0
     return (dropped & (rates > 0)) | (rates >= 1)  # the ends exactly, however the sum was rounded

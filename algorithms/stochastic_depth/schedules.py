@@ -15,6 +15,10 @@ from ...engine import State, Time, TimeUnit, as_time
 class Schedule(Protocol):
     """A factor in [0, 1] on all drop rates."""
 
+    @property
+    def depends_on_duration(self) -> bool:
+        """Whether another `max_duration` changes the factor."""
+
     def check(self, state: State) -> None:
         """Refuse, before training, what cannot be measured in this training or never takes effect."""
 
@@ -26,11 +30,12 @@ class Warmup:
     """From 0 at the first batch in a line to 1 at the end of `span`, and 1 from there on.
 
     Args:
-        span: A `Time`, a time string in any unit, or a number that is a fraction of the training.
+        span: A `Time` or a time string in ``ep``, ``ba``, ``sp`` or ``dur``, or a number that is a
+            fraction of the training.
 
     Raises:
         TypeError: If `span` is none of these.
-        ValueError: If it is negative, of an unknown unit, or a fraction above 1.
+        ValueError: If it is negative, of an unknown unit, wall-clock time, or a fraction above 1.
     """
 
     def __init__(self, span: float | str | Time) -> None:
@@ -38,6 +43,11 @@ class Warmup:
 
     def __repr__(self) -> str:
         return f'Warmup("{self.span}")'
+
+    @property
+    def depends_on_duration(self) -> bool:
+        """Whether it is counted as a fraction of the training."""
+        return _is_fraction(self.span)
 
     def check(self, state: State) -> None:
         """Refuse a warmup that is longer than the training."""
@@ -53,6 +63,9 @@ class StartLate:
 
     Args:
         start: The moment: a `Time`, a time string, or a number that is a fraction of the training.
+
+    Raises:
+        ValueError: If it is wall-clock time.
     """
 
     def __init__(self, start: float | str | Time) -> None:
@@ -60,6 +73,11 @@ class StartLate:
 
     def __repr__(self) -> str:
         return f'StartLate("{self.start}")'
+
+    @property
+    def depends_on_duration(self) -> bool:
+        """Whether it is counted as a fraction of the training."""
+        return _is_fraction(self.start)
 
     def check(self, state: State) -> None:
         """Refuse a moment after the end of training."""
@@ -77,7 +95,7 @@ class StopEarly:
         stop: The moment: a `Time`, a time string, or a number that is a fraction of the training.
 
     Raises:
-        ValueError: If it is 0, which would switch stochastic depth off from the start.
+        ValueError: If it is 0, which would switch stochastic depth off from the start, or wall-clock time.
     """
 
     def __init__(self, stop: float | str | Time) -> None:
@@ -87,6 +105,11 @@ class StopEarly:
 
     def __repr__(self) -> str:
         return f'StopEarly("{self.stop}")'
+
+    @property
+    def depends_on_duration(self) -> bool:
+        """Whether it is counted as a fraction of the training."""
+        return _is_fraction(self.stop)
 
     def check(self, state: State) -> None:
         """Refuse a moment after the end of training."""
@@ -116,6 +139,11 @@ class ProgressiveLayerDrop:
     def __repr__(self) -> str:
         return f"ProgressiveLayerDrop(gamma={self.gamma:g})"
 
+    @property
+    def depends_on_duration(self) -> bool:
+        """False: it goes by the number of batches."""
+        return False
+
     def check(self, state: State) -> None:
         """It fits every training."""
 
@@ -132,6 +160,11 @@ class _OfFraction:
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", repr(self.function))
+
+    @property
+    def depends_on_duration(self) -> bool:
+        """True: it is a function of the elapsed fraction."""
+        return True
 
     def check(self, state: State) -> None:
         """Try the function at the start, in the middle and at the end."""
@@ -176,11 +209,20 @@ def _as_span(span: float | str | Time, name: str) -> Time:
         time = Time(float(span), TimeUnit.DURATION)
     else:
         time = as_time(span, name)  # type: ignore[arg-type]  # it refuses what is neither Time nor str
+    if time.unit.is_clock:
+        raise ValueError(
+            f'{name} must be in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", "dur"), as drop '
+            f'rates do not depend on a clock, got "{time}"'
+        )
     if time < 0:
         raise ValueError(f"{name} must not be negative, got {time}")
     if time.unit is TimeUnit.DURATION and time > 1:
         raise ValueError(f"{name} must not be longer than the training, got {time}")
     return time
+
+
+def _is_fraction(span: Time) -> bool:
+    return span.unit is TimeUnit.DURATION and bool(span)
 
 
 def _has_come(moment: Time, state: State) -> bool:

@@ -64,6 +64,15 @@ class StochasticBlock(nn.Module):
             return self._run(x, [plan.block_scale(index) for index in self.drop_indices], args, kwargs)
         return self._run_rows(x, args, kwargs)
 
+    def gradient_units(self) -> list[list[nn.Module]]:
+        """The layers that run together or not at all, in groups: of each branch, or each by itself if unknown."""
+        branches = self.block_type.branches
+        groups = [branch.layers(self) for branch in branches if branch.layers is not None]
+        if len(groups) < len(branches):
+            groups = [[layer] for layer in self.children()]
+        units = [[layer for layer in group if any(True for _ in layer.parameters())] for group in groups]
+        return [unit for unit in units if unit]
+
     def compile_branches(self, **options: Any) -> None:
         """Compile the block's own forward and its residual branches; what decides stays outside."""
         cls = self.plain_class

@@ -1,15 +1,18 @@
 """Stochastic depth as an algorithm: surgery at INIT, rates and drop plan at BATCH_START."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ...engine import Algorithm, Event, Logger, State, Time
 from .plan import Draws, DropPlan, Scaling, StochasticMethod
+from .ranks import check_same_plan
 from .rates import DropDistribution
 from .schedules import DropSchedule, Schedule, Warmup, as_schedules
-from .surgery import DropUnit, check_settings, convert
+from .surgery import DropUnit, check_settings, convert, stochastic_blocks
 
 
 class StochasticDepth(Algorithm):
@@ -89,6 +92,20 @@ class StochasticDepth(Algorithm):
         return True
 
     @property
+    def ranks_may_differ(self) -> bool:
+        """Whether a rank may drop what another one keeps."""
+        return not self.plan.same_on_all_ranks
+
+    @property
+    def depends_on_duration(self) -> bool:
+        """Whether a schedule is about a fraction of the training."""
+        return any(schedule.depends_on_duration for schedule in self.schedules)
+
+    def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
+        """The residual branches: a dropped one has nothing to send."""
+        return [unit for block in stochastic_blocks(state.model) for unit in block.gradient_units()]
+
+    @property
     def expected_drop_rates(self) -> list[float]:
         """For each block the mean of its rate over the steps done so far; the full rate before the first."""
         return (self._sum_of_rates / self._num_steps if self._num_steps else self._full_rates).tolist()
@@ -115,10 +132,19 @@ class StochasticDepth(Algorithm):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave, after INIT.
+
+        Raises:
+            ValueError: If it is of another number of blocks.
+        """
+        sums = [np.array(state[name], dtype=float) for name in ("sum_of_rates", "sum_of_drops")]
+        for values in sums:
+            if values.shape != self._full_rates.shape:
+                raise ValueError(
+                    f"the state of StochasticDepth must be of {len(self._full_rates)} blocks, got shape {values.shape}"
+                )
+        self._sum_of_rates, self._sum_of_drops = sums
         self._num_steps = int(state["num_steps"])
-        self._sum_of_rates = np.array(state["sum_of_rates"], dtype=float)
-        self._sum_of_drops = np.array(state["sum_of_drops"], dtype=float)
 
     def _convert(self, state: State, logger: Logger) -> None:
         if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:
@@ -139,6 +165,7 @@ class StochasticDepth(Algorithm):
     def _draw(self, state: State, logger: Logger) -> None:
         self._set_rates(state, logger)
         self.plan.draw(state.timestamp.batch, rank=state.rank, num_rows=state.batch_num_samples)
+        check_same_plan(self.plan, state.timestamp.batch)
 
     def _begin_forward(self, state: State, logger: Logger) -> None:
         self.plan.set_microbatch(state.microbatch_start, state.microbatch_num_samples)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .block_types import BlockType, block_type_of, known_names
+from .cost_groups import cost_groups
 from .plan import Draws, DropPlan, Scaling, StochasticMethod, is_in_backward, outside_of_graphs
+from .ranks import check_active_ddp, check_parallel, check_same_plan, current_rank
 from .rates import DropDistribution, check_distribution, check_rate, rates_over_depth
 from .stochastic_block import StochasticBlock, stochastic_class
 
@@ -52,7 +54,8 @@ def apply_stochastic_depth(
         drop_distribution: ``"linear"`` from ``drop_rate / L`` at the first of L blocks to
             `drop_rate` at the last, ``"uniform"``, L multipliers of `drop_rate`, or a function of l
             (1..L) and L that gives one.
-        use_same_gpu_seed: Whether all ranks of a distributed run drop the same blocks.
+        use_same_gpu_seed: Whether all ranks of a distributed run drop the same blocks (``"block"``
+            method; the rows of the ``"sample"`` method are each rank's own).
         draws: ``"independent"`` (Huang et al.), or ``"balanced"``: the same rates with hardly any
             variation in how much is dropped from step to step.
         scaling: ``"evaluation"`` multiplies by 1 - rate there (Huang et al.), ``"training"`` by
@@ -100,6 +103,8 @@ def convert(model: nn.Module, *, seed: int, **settings: Any) -> DropPlan:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be a whole number, got {seed!r}")
     check_settings(**settings)
+    may_differ = settings["stochastic_method"] == "sample" or not settings["use_same_gpu_seed"]
+    check_parallel(model, ranks_may_differ=may_differ)
     blocks = _find_blocks(model, settings["target_layer_name"])
     indices = _place(blocks, settings["drop_unit"])
     rates = rates_over_depth(float(settings["drop_rate"]), settings["drop_distribution"], indices[-1][-1] + 1)
@@ -110,7 +115,8 @@ def convert(model: nn.Module, *, seed: int, **settings: Any) -> DropPlan:
         method=settings["stochastic_method"],
         draws=settings["draws"],
         seed=seed,
-        same_on_all_ranks=settings["use_same_gpu_seed"],
+        same_on_all_ranks=not may_differ,
+        groups=cost_groups(blocks, indices),
         scaling=settings["scaling"],
     )
     classes = [stochastic_class(type(block)) for block in blocks]  # type: ignore[arg-type]  # mypy: a class has no hash
@@ -292,7 +298,9 @@ class _DrawBeforeForward:
             num_rows = _num_rows((args, kwargs), self.batch_dim)
             if num_rows is None and self.plan.method == "sample":
                 raise ValueError('stochastic_method="sample" needs a tensor among the model\'s inputs, got none')
-            self.plan.draw(self.step, rank=_rank(), num_rows=num_rows or 0)
+            check_active_ddp()
+            self.plan.draw(self.step, rank=current_rank(), num_rows=num_rows or 0)
+            check_same_plan(self.plan, self.step)
             self.plan.open()
             self.step += 1
             if torch.is_grad_enabled():
@@ -315,11 +323,6 @@ class _CloseAfterForward:
 
     def _begin_backward(self, grad: Tensor) -> None:
         self.plan.begin_backward()
-
-
-def _rank() -> int:
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if is_distributed else 0
 
 
 def _num_rows(values: Any, batch_dim: int) -> int | None:

@@ -44,7 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_its_files(run: tuple[Path, str]) -> None:
     folder, _ = run
     names = {path.name for path in folder.iterdir()}
-    assert names == {"metrics.jsonl", "metrics.csv", "settings.json", "summary.json", "weights.pt", "run.png"}
+    files = {"metrics.jsonl", "metrics.csv", "settings.json", "summary.json", "weights.pt", "run.png"}
+    assert names == files | {"checkpoints"}
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.png").stat().st_size > 10_000
 

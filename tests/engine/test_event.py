@@ -44,7 +44,7 @@ class StubModel:
         return SimpleNamespace(backward=lambda: self.log.append("backward"))
 
 
-def told_by_the_text(interval: str) -> list[str]:
+def told_by_the_text(interval: str, resuming: bool = False) -> list[str]:
     """2 epochs of 2 batches of 2 microbatches, and evaluations of 3 batches."""
     log: list[str] = []
     model = StubModel(log)
@@ -52,6 +52,8 @@ def told_by_the_text(interval: str) -> list[str]:
     run_block(
         BLOCKS[0],
         log,
+        resuming=resuming,
+        load_checkpoint=lambda: log.append("load"),
         epochs=range(2),
         next_batch=feed(2),
         split=lambda batch: [batch, batch],
@@ -116,6 +118,12 @@ def test_fit_does_exactly_what_the_text_says(interval):
     told = told_by_the_text(interval)
     assert {"forward", "loss", "backward", "step", "FIT_END", "EVAL_END"} <= set(told)
     assert done == told
+
+
+def test_a_checkpoint_is_loaded_after_init_and_before_fit_start() -> None:
+    fresh, resumed = told_by_the_text("1ep"), told_by_the_text("1ep", resuming=True)
+    assert fresh[:2] == ["INIT", "FIT_START"]
+    assert resumed == ["INIT", "BEFORE_LOAD", "load", "AFTER_LOAD", *fresh[1:]]
 
 
 def test_standalone_evaluation_does_exactly_what_the_text_says():

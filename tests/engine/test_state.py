@@ -126,6 +126,19 @@ class TestProgressErrors:
         assert state.progress(Time(2, unit)) == 0.5
 
 
+@pytest.mark.parametrize("text", ["5min", "0.5sec", "0sec"])
+class TestClock:
+    """What is a function of the timestamp cannot depend on a clock."""
+
+    def test_there_is_no_progress_of_a_clock_time(self, text: str) -> None:
+        with pytest.raises(ValueError, match=f'span must be in .*"dur".*wall-clock time, got "{text}"'):
+            state_of(10, Time(3, "ep")).progress(Time.from_timestring(text))
+
+    def test_a_clock_time_is_no_number_of_epochs(self, text: str) -> None:
+        with pytest.raises(ValueError, match=f'time must be in .*"dur".*wall-clock time, got "{text}"'):
+            state_of(10, Time(3, "ep")).in_epochs(Time.from_timestring(text))
+
+
 class TestBatchesPerEpoch:
     def test_is_the_length_of_the_dataloader(self):
         assert State(model=nn.Identity(), train_dataloader=vectors(24, 4)).batches_per_epoch == 6
@@ -161,8 +174,8 @@ class TestInEpochs:
         state = State(model=nn.Identity(), train_dataloader=loader)
         assert state.in_epochs(Time(20, "sp")) == 1
 
-    def test_all_ranks_read_samples(self):
-        assert self.state(world_size=2).in_epochs(Time(44, "sp")) == 1
+    def test_a_batch_is_that_of_all_ranks(self):
+        assert self.state(world_size=2).in_epochs(Time(44, "sp")) == self.state().in_epochs(Time(44, "sp"))
 
     @pytest.mark.parametrize("unit", ["ba", "sp"])
     def test_is_unknown_where_the_dataloader_tells_no_length(self, unit):

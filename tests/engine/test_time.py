@@ -7,6 +7,7 @@ import pytest
 from etude.engine import Time, Timestamp, TimeUnit, as_time
 
 COUNTED = [TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE]
+CLOCK = [TimeUnit.SECOND, TimeUnit.MINUTE]
 MIXED = list(itertools.permutations(TimeUnit, 2))
 COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge]
 
@@ -28,13 +29,16 @@ class TestParsing:
             (".5dur", 0.5),
             ("1.dur", 1.0),
             ("1e-3dur", 0.001),
+            ("90sec", 90),
+            ("1.5min", 1.5),
+            ("1e3sec", 1000),
         ],
     )
     def test_ways_to_write_a_number(self, text, value):
         assert Time.from_timestring(text).value == value
 
     @pytest.mark.parametrize("unit", TimeUnit)
-    def test_only_a_duration_is_a_fraction(self, unit):
+    def test_a_whole_number_is_a_float_only_as_a_duration(self, unit):
         value = Time.from_timestring(f"3{unit}").value
         assert type(value) is (float if unit is TimeUnit.DURATION else int)
 
@@ -59,13 +63,14 @@ class TestParsing:
         ],
     )
     def test_what_is_no_time_string_is_refused(self, text):
-        with pytest.raises(ValueError, match=r'must be like "3ep", "100ba", "6400sp" or "0\.2dur", got') as caught:
+        examples = r'"3ep", "100ba", "6400sp", "0\.2dur", "90sec" or "5min"'
+        with pytest.raises(ValueError, match=f"must be like {examples}, got") as caught:
             Time.from_timestring(text)
         assert repr(text) in str(caught.value)
 
-    @pytest.mark.parametrize("text", ["3epochs", "3b", "3s", "3min"])
+    @pytest.mark.parametrize("text", ["3epochs", "3b", "3s", "3m", "3mins"])
     def test_an_unknown_unit_is_refused(self, text):
-        with pytest.raises(ValueError, match=f'one of "ep", "ba", "sp", "dur", got {text[1:]!r}'):
+        with pytest.raises(ValueError, match=f'one of "ep", "ba", "sp", "dur", "sec", "min", got {text[1:]!r}'):
             Time.from_timestring(text)
 
     @pytest.mark.parametrize("unit", COUNTED)
@@ -87,6 +92,8 @@ class TestParsing:
             Time(0.1 + 0.2, "dur"),
             Time(1e-9, "dur"),
             Time(1e22, "dur"),
+            Time(5, "min"),
+            Time(0.1, "sec"),
         ],
     )
     def test_the_text_of_a_time_reads_as_that_time(self, time):
@@ -101,8 +108,12 @@ class TestConstruction:
 
     @pytest.mark.parametrize("unit", ["", "epoch", "EP", None, 3])
     def test_an_unknown_unit_is_refused(self, unit):
-        with pytest.raises(ValueError, match=f'unit of a time must be one of "ep", "ba", "sp", "dur", got {unit!r}'):
+        known = '"ep", "ba", "sp", "dur", "sec", "min"'
+        with pytest.raises(ValueError, match=f"unit of a time must be one of {known}, got {unit!r}"):
             Time(1, unit)
+
+    def test_only_seconds_and_minutes_are_of_a_clock(self) -> None:
+        assert [unit for unit in TimeUnit if unit.is_clock] == CLOCK
 
     @pytest.mark.parametrize("value", ["3", None, True, 1j])
     @pytest.mark.parametrize("unit", TimeUnit)
@@ -247,6 +258,11 @@ class TestArithmetic:
         assert Time(0.5, "dur") * 0.5 == Time(0.25, "dur")
         assert Time(0.5, "dur") / 2 == Time(0.25, "dur")
 
+    @pytest.mark.parametrize("unit", CLOCK)
+    def test_clock_times_multiply_divide_and_add_as_fractions(self, unit: TimeUnit) -> None:
+        assert Time(3, unit) * 0.5 == 0.5 * Time(3, unit) == Time(3, unit) / 2 == Time(1.5, unit)
+        assert Time(1, unit) + 0.5 == Time(1.5, unit)
+
     @pytest.mark.parametrize("unit", TimeUnit)
     def test_the_ratio_of_two_times_is_a_fraction_of_the_duration(self, unit):
         assert Time(1, unit) / Time(4, unit) == Time(0.25, "dur")
@@ -306,6 +322,11 @@ class TestTimestamp:
     def test_it_does_not_know_the_duration(self):
         with pytest.raises(ValueError, match=r'no "dur": use State\.get_elapsed_duration'):
             Timestamp().get("dur")
+
+    @pytest.mark.parametrize("unit", CLOCK)
+    def test_it_knows_no_clock(self, unit: TimeUnit) -> None:
+        with pytest.raises(ValueError, match=f'a timestamp has no "{unit}": .* no wall-clock time'):
+            Timestamp().get(unit)
 
     def test_its_state_makes_an_equal_timestamp(self):
         timestamp = Timestamp(epoch=1, batch=2, sample=3, batch_in_epoch=4, sample_in_epoch=5)

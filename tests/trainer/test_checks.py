@@ -58,7 +58,12 @@ BAD = [
     ("eval_interval", "8sp", ValueError, 'eval_interval must be positive and in epochs or batches, got "8sp"'),
     ("eval_interval", "0.5dur", ValueError, 'eval_interval must be positive and in epochs or batches, got "0.5dur"'),
     *(
-        ("device_train_microbatch_size", size, ValueError, f"must be a whole number of at least 1, got {size!r}")
+        (
+            "device_train_microbatch_size",
+            size,
+            ValueError,
+            f"must be a whole number of at least 1, or 'auto', got {size!r}",
+        )
         for size in (0, -1, 1.5, True, "4")
     ),
     *(

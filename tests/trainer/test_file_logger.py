@@ -1,12 +1,21 @@
+import copy
 import csv
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from etude.engine import Algorithm, Event, Logger, State
+from etude.engine import Algorithm, Event, Logger, State, Timestamp
 from etude.trainer import FileLogger, Trainer
 from networks import LinearModel, vectors
 
@@ -102,6 +111,10 @@ class TestRows:
         assert json_rows(tmp_path) == csv_rows(tmp_path) == [{"step": 1, "loss": 0.5}]
         logger.close(STATE, LOGGER)
 
+    def test_a_metric_that_has_the_name_of_the_number_of_the_row_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r'metrics must not be named "step", .* got \{\'step\': 0.5\}'):
+            FileLogger(tmp_path).log_metrics({"step": 0.5}, 1)
+
     def test_closing_without_rows_writes_nothing(self, tmp_path):
         FileLogger(tmp_path / "run").close(STATE, LOGGER)
         assert list(tmp_path.iterdir()) == []
@@ -190,15 +203,14 @@ class TestInTraining:
         assert len(rows) == 6
         assert json_rows(tmp_path) == rows
 
-    def test_a_loss_that_is_not_a_number_is_null(self, trainer, tmp_path):
+    def test_a_metric_that_is_not_a_number_is_null(self, trainer, tmp_path):
         def diverge(state, logger):
-            state.loss = state.loss * float("nan")
+            logger.log_metrics({"mine": state.loss.detach() * math.nan})
 
-        trainer(Do(Event.AFTER_LOSS, diverge, from_batch=3)).fit()
-        losses = [row["loss/train/total"] for row in json_rows(tmp_path)]
-        assert len(losses) == 6
-        assert None not in losses[:3]
-        assert losses[3:] == [None] * 3
+        trainer(Do(Event.BATCH_END, diverge, from_batch=4)).fit()
+        rows = json_rows(tmp_path)
+        assert [row["step"] for row in rows if "mine" in row] == [4, 5, 6]
+        assert [row["mine"] for row in rows[3:]] == [None] * 3
 
     def test_what_was_logged_before_an_exception_is_written(self, trainer, tmp_path):
         def fail(state, logger):
@@ -207,3 +219,354 @@ class TestInTraining:
         with pytest.raises(OSError, match="gone"):
             trainer(Do(Event.BATCH_START, fail, from_batch=5)).fit()
         assert [row["step"] for row in json_rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run() -> list[Callable[[FileLogger], None]]:
+    """Everything that a logger is told by 3 epochs of 4 batches with evaluations, two of them after training."""
+    told: list[Callable[[FileLogger], None]] = []
+
+    def log(step: int, **metrics: float | torch.Tensor) -> None:
+        told.append(lambda logger: logger.log_metrics(metrics, step))
+
+    def announce(event: Event, step: int) -> None:
+        state = State(model=nn.Identity(), timestamp=Timestamp(batch=step))
+        told.append(lambda logger: getattr(logger, event.value)(state, LOGGER))
+
+    for step in range(1, 13):
+        log(step, loss=torch.tensor(1 / step), lr=math.nan if step == 3 else 0.1 * step)
+        if step == 6:
+            log(step, **{"after, a while": step})
+        if step % 4 == 0:
+            log(step, time=0.25)
+            log(step, accuracy=torch.tensor(step))
+            announce(Event.EPOCH_CHECKPOINT, step)
+    announce(Event.FIT_END, 12)
+    for evaluation in (1, 2):
+        log(12, accuracy=evaluation)
+        announce(Event.EVAL_STANDALONE_END, 12)
+    return told
+
+
+def tell(logger: FileLogger, told: list[Callable[[FileLogger], None]]) -> FileLogger:
+    for call in told:
+        call(logger)
+    return logger
+
+
+def resume(folder: Path, state: dict, told: list[Callable[[FileLogger], None]], rows_per_write: int = 10) -> None:
+    """Go on with a new logger from a state, to the end of the run."""
+    logger = FileLogger(folder, rows_per_write, append=True)
+    logger.load_state_dict(state)
+    tell(logger, told).close(STATE, LOGGER)
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+    folder = tmp_path / "undisturbed"
+    tell(FileLogger(folder), run()).close(STATE, LOGGER)
+    assert [row["step"] for row in json_rows(folder)] == [*range(1, 13), 12, 12]
+    return files(folder)
+
+
+class TestResume:
+    @pytest.mark.parametrize("rows_per_write", [1, 3, 10])
+    @pytest.mark.parametrize("calls_until_the_kill", [0, 1, 7, 99])
+    def test_wherever_it_is_saved_and_killed_the_files_are_those_of_an_undisturbed_run(
+        self, tmp_path: Path, undisturbed: dict, rows_per_write: int, calls_until_the_kill: int, caplog
+    ) -> None:
+        told = run()
+        for saved in range(len(told) + 1):
+            folder = tmp_path / str(saved)
+            killed = tell(FileLogger(folder, rows_per_write), told[:saved])
+            state = json.loads(json.dumps(killed.state_dict(), allow_nan=False))
+            tell(killed, told[saved : saved + calls_until_the_kill])
+            resume(folder, state, told[saved:], rows_per_write)
+            assert files(folder) == undisturbed
+        assert caplog.records == []
+
+    def test_a_kill_at_any_byte_leaves_what_a_resume_needs(self, tmp_path: Path, undisturbed: dict) -> None:
+        told = run()
+        saver = tell(FileLogger(tmp_path / "run"), told[:8])
+        saver.fit_end(STATE, LOGGER)  # writes the 5 rows that are complete
+        state, written = saver.state_dict(), (tmp_path / "run" / "metrics.jsonl").stat().st_size
+        assert 0 < written < len(undisturbed["metrics.jsonl"])
+        for size in range(written, len(undisturbed["metrics.jsonl"]) + 1, 3):
+            folder = tmp_path / str(size)
+            folder.mkdir()
+            for name in undisturbed:
+                (folder / name).write_bytes(undisturbed[name][:size])
+            resume(folder, state, told[8:])
+            assert files(folder) == undisturbed
+
+    def test_the_latest_row_goes_on_where_the_checkpoint_has_it(self, tmp_path: Path) -> None:
+        logger = FileLogger(tmp_path)
+        logger.log_metrics({"loss": 0.5}, 4)
+        state = logger.state_dict()
+        logger.log_metrics({"lost": 1}, 4)
+        logger.close(STATE, LOGGER)
+        resume(tmp_path, state, [lambda resumed: resumed.log_metrics({"accuracy": 0.75}, 4)])
+        assert json_rows(tmp_path) == csv_rows(tmp_path) == [{"step": 4, "loss": 0.5, "accuracy": 0.75}]
+
+    def test_an_evaluation_after_the_checkpoint_of_the_same_step_is_dropped(self, tmp_path: Path) -> None:
+        logger = FileLogger(tmp_path)
+        logger.log_metrics({"loss": 0.5}, 4)
+        logger.fit_end(STATE, LOGGER)
+        state = logger.state_dict()
+        logger.log_metrics({"accuracy": 0.25}, 4)
+        logger.eval_standalone_end(STATE, LOGGER)
+        resume(tmp_path, state, [])
+        assert json_rows(tmp_path) == csv_rows(tmp_path) == [{"step": 4, "loss": 0.5}]
+
+    def test_what_was_logged_before_loading_is_dropped(self, tmp_path: Path) -> None:
+        logger = FileLogger(tmp_path)
+        logger.log_metrics({"depth": 3}, 0)
+        logger.log_metrics({"loss": 0.5}, 1)
+        logger.close(STATE, LOGGER)
+        resumed = FileLogger(tmp_path, append=True)
+        resumed.log_metrics({"depth": 3}, 0)
+        resumed.load_state_dict(logger.state_dict())
+        resumed.close(STATE, LOGGER)
+        assert json_rows(tmp_path) == [{"step": 0, "depth": 3}, {"step": 1, "loss": 0.5}]
+
+    def test_the_logger_that_wrote_can_be_taken_back_itself(self, tmp_path: Path, undisturbed: dict) -> None:
+        told = run()
+        logger = tell(FileLogger(tmp_path / "run", 2), told[:9])
+        state = logger.state_dict()
+        tell(logger, told[9:])
+        logger.load_state_dict(state)
+        tell(logger, told[9:]).close(STATE, LOGGER)
+        assert files(tmp_path / "run") == undisturbed
+
+    def test_a_state_of_nothing_takes_back_to_nothing(self, tmp_path: Path) -> None:
+        state = FileLogger(tmp_path).state_dict()
+        tell(FileLogger(tmp_path), run())
+        assert files(tmp_path)
+        FileLogger(tmp_path, append=True).load_state_dict(state)
+        assert files(tmp_path) == {}
+
+
+class TestState:
+    def test_it_is_plain_values(self, tmp_path: Path) -> None:
+        logger = FileLogger(tmp_path, rows_per_write=1)
+        logger.log_metrics({"loss": 0.5}, 1)
+        logger.log_metrics({"loss": torch.tensor(math.inf), "whole": torch.tensor(3), "mean": np.float64(0.5)}, 2)
+        state = logger.state_dict()
+        row = {"loss": None, "whole": 3, "mean": 0.5}
+        assert state == {"last_step": 1, "num_written": 1, "rows": [[2, row]]}
+        assert [type(value) for value in state["rows"][0][1].values()] == [type(None), int, float]
+
+    def test_asking_for_it_changes_nothing(self, tmp_path: Path, undisturbed: dict) -> None:
+        logger = FileLogger(tmp_path / "run", rows_per_write=3)
+        for call in run():
+            before = files(tmp_path / "run") if (tmp_path / "run").exists() else {}
+            logger.state_dict()
+            assert (files(tmp_path / "run") if before else {}) == before
+            call(logger)
+        logger.close(STATE, LOGGER)
+        assert files(tmp_path / "run") == undisturbed
+
+    def test_what_is_logged_later_does_not_change_it(self, tmp_path: Path) -> None:
+        logger = FileLogger(tmp_path)
+        logger.log_metrics({"loss": 0.5}, 1)
+        state = logger.state_dict()
+        before = copy.deepcopy(state)
+        other = FileLogger(tmp_path, append=True)
+        other.load_state_dict(state)
+        for each in (logger, other):
+            each.log_metrics({"loss": 0.25}, 1)
+        assert state == before
+
+    @pytest.mark.parametrize("state", [None, [], {}, {"last_step": 1, "rows": []}])
+    def test_what_is_no_state_is_refused(self, tmp_path: Path, state: object) -> None:
+        message = "the state of a FileLogger must be a dict of last_step, num_written, rows, got"
+        with pytest.raises(ValueError, match=message):
+            FileLogger(tmp_path).load_state_dict(state)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("last_step", value) for value in ("4", 4.0, True, -1, [4])),
+            *(("num_written", value) for value in (None, "4", 4.0, True, -1)),
+            *(("rows", value) for value in (None, {}, [4], [[4]], [{}, {}], [[4, None]], [["4", {}]], [[-1, {}]])),
+            *(("rows", [[4, row]]) for row in ({"loss": "low"}, {"loss": [0.5]}, {"loss": torch.ones(())}, {4: 0.5})),
+            ("rows", [[4, {"loss": 0.5}], [4, {"loss": 0.25}]]),
+        ],
+    )
+    def test_a_value_of_the_wrong_kind_is_refused_and_nothing_changes(
+        self, tmp_path: Path, name: str, value: object
+    ) -> None:
+        tell(FileLogger(tmp_path), run())
+        before = files(tmp_path)
+        assert before
+        state = {"last_step": 4, "num_written": 4, "rows": [[5, {"loss": None, "lr": 0.1}]]}
+        with pytest.raises(ValueError, match=f"^{name} in the state of a FileLogger must be .* got"):
+            FileLogger(tmp_path, append=True).load_state_dict({**state, name: value})
+        assert files(tmp_path) == before
+        FileLogger(tmp_path, append=True).load_state_dict(state)
+
+
+class TestMissingRows:
+    STATE = {"last_step": 3, "num_written": 3, "rows": [[4, {"loss": 0.5}]]}  # noqa: RUF012
+
+    def resume(self, folder: Path, caplog: pytest.LogCaptureFixture) -> str:
+        """The rows that are left are kept; returns the one warning."""
+        resume(folder, self.STATE, [])
+        assert json_rows(folder)[-1] == {"step": 4, "loss": 0.5}
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert record.message.startswith("METRICS ARE MISSING: the checkpoint counts on 3 rows up to step 3, but ")
+        assert str(folder) in record.message
+        return record.message
+
+    def test_in_another_folder_all_are(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert self.resume(tmp_path / "other", caplog).endswith("reaches to no step with 0 rows")
+
+    def test_the_warning_says_how_far_the_file_reaches(self, tmp_path: Path, caplog) -> None:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+        assert self.resume(tmp_path, caplog).endswith("reaches to step 2 with 2 rows")
+        assert [row["step"] for row in json_rows(tmp_path)] == [1, 2, 4]
+
+    def test_a_gap_is_seen(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n{"step": 4}\n')
+        assert self.resume(tmp_path, caplog).endswith("reaches to step 3 with 2 rows")
+        assert [row["step"] for row in json_rows(tmp_path)] == [1, 3, 4]
+
+    @pytest.mark.parametrize(
+        "bad",
+        [b"", b"step", b"[2]", b'{"loss": 2}', b'{"step": 2.0}', b'{"step": true}', b'{"step": "2"}', b"\xff", b"\0\0"],
+    )
+    def test_a_line_that_is_no_row_ends_what_is_kept(self, tmp_path: Path, bad: bytes, caplog) -> None:
+        (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 3}\n')
+        assert self.resume(tmp_path, caplog).endswith("reaches to step 1 with 1 rows")
+        assert [row["step"] for row in json_rows(tmp_path)] == [1, 4]
+
+    def test_a_row_without_the_end_of_its_line_is_half_a_line(self, tmp_path: Path, caplog) -> None:
+        (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}')
+        assert self.resume(tmp_path, caplog).endswith("reaches to step 2 with 2 rows")
+
+
+class TestAppend:
+    def test_without_a_checkpoint_the_metrics_are_begun_anew(self, tmp_path: Path, undisturbed: dict) -> None:
+        folder = tmp_path / "run"
+        earlier = FileLogger(folder)
+        earlier.log_metrics({"other": 0.5}, 100)
+        earlier.close(STATE, LOGGER)
+        before = files(folder)
+        logger = FileLogger(folder, append=True)
+        assert files(folder) == before
+        tell(logger, run()).close(STATE, LOGGER)
+        assert files(folder) == undisturbed
+
+    def test_without_a_row_the_metrics_stay(self, tmp_path: Path) -> None:
+        tell(FileLogger(tmp_path), run())
+        before = files(tmp_path)
+        assert before
+        FileLogger(tmp_path, append=True).close(STATE, LOGGER)
+        assert files(tmp_path) == before
+
+    def test_a_folder_without_metrics_is_like_any_other(self, tmp_path: Path, undisturbed: dict) -> None:
+        tell(FileLogger(tmp_path / "run", append=True), run()).close(STATE, LOGGER)
+        assert files(tmp_path / "run") == undisturbed
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def die(*_: object) -> None:
+    raise Killed
+
+
+class TestRewriting:
+    def test_a_kill_in_the_middle_leaves_the_old_files(self, tmp_path: Path, undisturbed: dict, monkeypatch) -> None:
+        told, folder = run(), tmp_path / "run"
+        logger = tell(FileLogger(folder, 2), told[:9])
+        state = logger.state_dict()
+        tell(logger, told[9:])
+        before = files(folder)
+        assert before == undisturbed
+        for name in ("fsync", "replace"):
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(os, name, die)
+                FileLogger(folder, append=True).load_state_dict(state)
+            assert before.items() <= files(folder).items()
+        resume(folder, state, told[9:])
+        assert files(folder) == undisturbed
+
+    def test_a_kill_while_the_table_grows_leaves_the_old_table(self, tmp_path: Path, monkeypatch) -> None:
+        logger = FileLogger(tmp_path)
+        logger.log_metrics({"loss": 0.5}, 1)
+        logger.fit_end(STATE, LOGGER)
+        logger.log_metrics({"accuracy": 0.5}, 2)
+        monkeypatch.setattr(os, "replace", die)
+        with pytest.raises(Killed):
+            logger.fit_end(STATE, LOGGER)
+        assert csv_rows(tmp_path) == [{"step": 1, "loss": 0.5}]
+        assert json_rows(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "accuracy": 0.5}]
+
+    def test_new_content_is_on_the_disk_before_it_takes_its_place(self, tmp_path: Path, monkeypatch) -> None:
+        logger = tell(FileLogger(tmp_path), run())
+        calls: list[tuple[str, int]] = []
+
+        def fsync(descriptor: int) -> None:
+            calls.append(("fsync", os.fstat(descriptor).st_size))
+
+        def replace(move: Callable[[Path, Path], None], source: Path, target: Path) -> None:
+            calls.append(("replace", source.stat().st_size))
+            assert source.parent == target.parent
+            move(source, target)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "replace", partial(replace, os.replace))
+        logger.load_state_dict(logger.state_dict())
+        sizes = [len(files(tmp_path)[name]) for name in ("metrics.jsonl", "metrics.csv")]
+        assert calls == [(name, size) for size in sizes for name in ("fsync", "replace")]
+
+
+LOGS_UNTIL_KILLED = """
+import itertools, json, sys
+from etude.trainer import FileLogger
+
+logger = FileLogger(sys.argv[1], rows_per_write=3)
+for step in itertools.count(1):
+    logger.log_metrics({"loss": 1 / step}, step)
+    if step == 50:
+        print(json.dumps(logger.state_dict()), flush=True)
+    logger.log_metrics({f"part {step // 40}": step}, step)
+    if step == 200:
+        print("now", flush=True)
+"""
+
+
+def test_a_process_that_is_killed_leaves_what_a_resume_needs(tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", LOGS_UNTIL_KILLED, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        state = json.loads(process.stdout.readline())
+        assert process.stdout.readline() == "now\n"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    *lines, half = (folder / "metrics.jsonl").read_text().split("\n")
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert len(lines) >= 197
+    assert half == "" or f'{{"step": {len(lines) + 1}, '.startswith(half[:9])
+    with open(folder / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))[:-1]
+    assert [int(row["step"]) for row in table] == list(range(1, len(table) + 1))
+
+    def log_to(logger: FileLogger, first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            logger.log_metrics({"loss": 1 / step}, step)
+            logger.log_metrics({f"part {step // 40}": step}, step)
+        logger.close(STATE, LOGGER)
+
+    resumed, undisturbed = FileLogger(folder, append=True), FileLogger(tmp_path / "undisturbed")
+    resumed.load_state_dict(state)
+    log_to(resumed, 50, 300)
+    log_to(undisturbed, 1, 300)
+    assert files(folder) == files(tmp_path / "undisturbed")

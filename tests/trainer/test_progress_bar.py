@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from etude.trainer import Trainer, progress_bar
+from etude.engine import Logger, State, Time, Timestamp
+from etude.trainer import ProgressBar, Trainer, progress_bar
 from networks import LinearModel, vectors
 
 
@@ -109,6 +110,49 @@ class TestTerminal:
         with pytest.raises(ValueError, match="without any"):
             train(terminal, [*vectors(8, 4), "no batch"])
         assert " 2/3 " in terminal.states_of_the_bar()[-1]
+
+
+class TestResumed:
+    """A fit that begins after `done` of the 6 batches of the second epoch; EPOCH_START was before."""
+
+    @staticmethod
+    def fit(screen: Screen, done: int, max_duration: str) -> None:
+        state = State(
+            model=LinearModel(),
+            max_duration=Time.from_timestring(max_duration),
+            train_dataloader=vectors(24, 4),
+            timestamp=Timestamp(1, 6 + done, 4 * (6 + done), done, 4 * done),
+        )
+        logger = Logger(state)
+        with redirect_stderr(screen):
+            bar = ProgressBar()
+            bar.fit_start(state, logger)
+            while not state.is_finished and state.timestamp.batch_in_epoch < 6:
+                state.timestamp = state.timestamp.to_next_batch(4)
+                bar.batch_end(state, logger)
+            bar.fit_end(state, logger)
+
+    @pytest.mark.parametrize("done", [1, 4, 5])
+    def test_the_bar_begins_where_the_epoch_stands(self, terminal: Screen, done: int) -> None:
+        self.fit(terminal, done, "2ep")
+        states = terminal.states_of_the_bar()
+        assert states[0].startswith("epoch 2/2: ")
+        assert f" {done}/6 " in states[0]
+        assert " 6/6 " in states[-1]
+
+    def test_a_duration_in_batches_is_the_end(self, terminal: Screen) -> None:
+        self.fit(terminal, 2, "10ba")
+        states = terminal.states_of_the_bar()
+        assert " 2/4 " in states[0]
+        assert " 4/4 " in states[-1]
+
+    def test_between_epochs_the_bar_waits_for_the_epoch(self, terminal: Screen) -> None:
+        self.fit(terminal, 0, "2ep")
+        assert terminal.getvalue() == ""
+
+    def test_where_there_is_no_terminal_there_is_no_bar(self, pipe: Screen) -> None:
+        self.fit(pipe, 2, "2ep")
+        assert pipe.getvalue() == ""
 
 
 class TestNoTerminal:

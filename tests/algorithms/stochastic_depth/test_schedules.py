@@ -148,6 +148,13 @@ def test_a_bad_gamma_is_refused(gamma: object) -> None:
         ProgressiveLayerDrop(gamma)
 
 
+@pytest.mark.parametrize("span", ["5min", "0.5sec", "0sec", Time(3, "min")])
+@pytest.mark.parametrize(("schedule", "name"), [(Warmup, "drop_warmup"), (StartLate, "start"), (StopEarly, "stop")])
+def test_wall_clock_time_is_refused_at_construction(schedule: type, name: str, span: str | Time) -> None:
+    with pytest.raises(ValueError, match=f'^{name} must be in .*"dur".* do not depend on a clock, got "{span}"'):
+        schedule(span)
+
+
 def test_moments_outside_the_training_are_refused() -> None:
     with pytest.raises(ValueError, match="stop must be above 0 for stochastic depth to have an effect"):
         StopEarly(0)

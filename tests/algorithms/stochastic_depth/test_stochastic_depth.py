@@ -220,6 +220,7 @@ def test_state_dict_carries_the_counts_on() -> None:
     algorithm = StochasticDepth(drop_rate=0.5)
     train([algorithm])
     other = StochasticDepth(drop_rate=0.5)
+    Trainer(tiny_resnet(), algorithms=other, progress_bar=False)
     other.load_state_dict(copy.deepcopy(algorithm.state_dict()))
     assert other.realized_drop_rates == algorithm.realized_drop_rates
     assert other.expected_drop_rates == algorithm.expected_drop_rates

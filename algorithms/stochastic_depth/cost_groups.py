@@ -1,0 +1,41 @@
+"""Which blocks cost the same, so that ranks that drop different blocks can still drop as much work."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def cost_groups(blocks: Sequence[nn.Module], places: Sequence[tuple[int, ...]]) -> list[int]:
+    """Number the groups of equal compute.
+
+    A layer's compute is its weights times the area that it works on, and every stride divides the area
+    of all that follows. So the proportions are known without knowing the size of an image: in a
+    ResNet, identity blocks of all stages cost the same.
+
+    Args:
+        blocks: In forward order.
+        places: For each block the places of its branches in the plan, all the same where they are
+            dropped together.
+
+    Returns:
+        For each place in the plan the number of its group, from 0.
+    """
+    area = Fraction(1)
+    costs: dict[int, Any] = {}
+    for block, indices in zip(blocks, places, strict=True):
+        area /= _stride(block)
+        weights = sum(parameter.numel() for parameter in block.parameters() if parameter.dim() > 1)
+        for branch, index in enumerate(dict.fromkeys(indices)):
+            costs[index] = weights * area, branch
+    numbers = {cost: number for number, cost in enumerate(dict.fromkeys(costs.values()))}
+    return [numbers[costs[index]] for index in sorted(costs)]
+
+
+def _stride(block: nn.Module) -> int:
+    """By how much a block divides the area; strides lie side by side in residual branch and shortcut."""
+    strides = [layer.stride for layer in block.modules() if isinstance(layer, _ConvNd)]
+    return max((math.prod(stride) for stride in strides), default=1)

@@ -1,0 +1,169 @@
+"""How much of what the block method saves is left when many ranks wait for the slowest, on counted MACs.
+
+python benchmarks/stragglers.py
+python benchmarks/stragglers.py --picture docs/stragglers.png
+python benchmarks/stragglers.py --model resnet152 --drop-rate 0.5
+python benchmarks/stragglers.py --ranks 8 --plans 700000
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import etude.functional as cf
+from etude.algorithms.stochastic_depth.plan import Draws, DropPlan
+from etude.cli.plan import build
+
+RANKS = tuple(2**power for power in range(11))
+FEWEST_STEPS = 256
+KINDS = ("same plan", "balanced", "independent")
+
+
+class Costs(NamedTuple):
+    """The rate of each block, in [0, 1], the MACs that dropping it saves, and the MACs of the whole network."""
+
+    rates: list[float]
+    macs: np.ndarray
+    whole: int
+
+    @property
+    def expected_saving(self) -> float:
+        """The share of the training MACs that the rates save where nobody waits."""
+        return float(self.macs @ self.rates) / self.whole
+
+
+class Estimate(NamedTuple):
+    """The share of the training MACs that is saved, in [0, 1], as the mean over steps and its standard error."""
+
+    saved: float
+    error: float
+    num_steps: int
+
+
+def count(model: str, drop_rate: float, image_size: int = 224) -> Costs:
+    """The costs of a network with linear rates, counted on square images of `image_size` pixels."""
+    network = cf.apply_stochastic_depth(build(model), drop_rate=drop_rate)
+    savings = cf.expected_savings(network, (3, image_size, image_size))
+    blocks = cf.stochastic_blocks(network)
+    places = [place for block in blocks for place in block.drop_indices]  # all branches of a block have its place
+    macs = np.bincount(places, weights=[branch.macs for branch in savings.blocks])
+    return Costs(blocks[0].drop_plan.rates, macs, savings.macs)
+
+
+def simulate(costs: Costs, ranks: Sequence[int] = RANKS, plans: int = 65536) -> dict[str, list[Estimate]]:
+    """What is saved on each number of ranks, by kind of plan.
+
+    Args:
+        costs: The counted costs.
+        ranks: Numbers of ranks.
+        plans: How many plans to draw of each kind on each number of ranks, in at least 256 steps.
+
+    Raises:
+        ValueError: If a number of ranks or of plans is not positive.
+    """
+    if min(ranks) < 1:
+        raise ValueError(f"ranks must be positive, got {min(ranks)}")
+    if plans < 1:
+        raise ValueError(f"plans must be positive, got {plans}")
+    # One rank stands for all that drop the same blocks; balanced draws save the same on average with less variation.
+    same = estimate(saved_per_step(costs, 1, plans, "balanced", same_on_all_ranks=True))
+    estimates = {"same plan": [same] * len(ranks)}
+    different: tuple[Draws, ...] = ("balanced", "independent")
+    for draws in different:
+        estimates[draws] = [
+            estimate(saved_per_step(costs, number, max(FEWEST_STEPS, plans // number), draws)) for number in ranks
+        ]
+    return estimates
+
+
+def saved_per_step(
+    costs: Costs, num_ranks: int, num_steps: int, draws: Draws = "independent", same_on_all_ranks: bool = False
+) -> np.ndarray:
+    """The share of the MACs that the slowest rank saves in each step, which is all that the step saves: ``(steps,)``.
+
+    Args:
+        costs: The counted costs.
+        num_ranks: How many ranks wait for each other.
+        num_steps: How many steps to draw, at 10 to 40 us per step and rank.
+        draws: Kind of the draws.
+        same_on_all_ranks: Whether every rank drops the same blocks.
+    """
+    plan = DropPlan(costs.rates, method="block", draws=draws, same_on_all_ranks=same_on_all_ranks)
+    least = [(_dropped(plan, step, num_ranks) @ costs.macs).min() for step in range(num_steps)]
+    return np.array(least) / costs.whole
+
+
+def estimate(saved: np.ndarray) -> Estimate:
+    """Mean and standard error of what was saved in each step, an array of shape ``(steps,)``."""
+    return Estimate(float(saved.mean()), float(saved.std() / len(saved) ** 0.5), len(saved))
+
+
+def as_table(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int]) -> str:
+    """What is saved, as aligned text."""
+    lines = [
+        f"{'':>5}" + "".join(f"  {kind:>25}" for kind in KINDS),
+        f"{'ranks':>5}" + f"  {'saved':>8} {'error':>8} {'steps':>7}" * len(KINDS),
+    ]
+    for place, num_ranks in enumerate(ranks):
+        cells = [estimates[kind][place] for kind in KINDS]
+        line = "".join(f"  {cell.saved:>8.2%} {cell.error:>8.3%} {cell.num_steps:>7}" for cell in cells)
+        lines.append(f"{num_ranks:>5}{line}")
+    return "\n".join(lines)
+
+
+def draw(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int], title: str, path: Path) -> None:
+    """Draw what is saved against the number of ranks and save it as PNG."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for kind, color in zip(KINDS, ("black", "tab:blue", "tab:orange"), strict=True):
+        percent = np.array([100 * value.saved for value in estimates[kind]])
+        margin = np.array([200 * value.error for value in estimates[kind]])
+        axes.plot(ranks, percent, color=color, marker="o", markersize=4, clip_on=False)
+        axes.fill_between(ranks, percent - margin, percent + margin, color=color, alpha=0.2, linewidth=0)
+        label = f"{kind}  {percent[-1]:.1f}%"
+        place = (ranks[-1], percent[-1])
+        axes.annotate(label, place, textcoords="offset points", xytext=(10, 0), va="center", color=color)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, [str(number) for number in ranks])
+    axes.set_xlim(ranks[0], ranks[-1])
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(title=title, xlabel="ranks that wait for each other", ylabel="% of the training MACs saved")
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate, print the table and, where asked to, draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50", help="as for etude plan")
+    parser.add_argument("--drop-rate", type=float, default=0.2, help="of the last block; linear over depth")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, metavar="N")
+    parser.add_argument("--plans", type=int, default=65536, help="drawn of each kind on each number of ranks")
+    parser.add_argument("--picture", type=Path, help="a PNG file to draw the table to")
+    chosen = parser.parse_args(arguments)
+    costs = count(chosen.model, chosen.drop_rate, chosen.image_size)
+    what = f"{chosen.model}, drop rate {chosen.drop_rate:g} linear, {chosen.image_size}x{chosen.image_size}"
+    print(f"{what}: the rates save {costs.expected_saving:.2%} of the training MACs where nobody waits\n")
+    estimates = simulate(costs, chosen.ranks, chosen.plans)
+    print(as_table(estimates, chosen.ranks))
+    if chosen.picture is not None:
+        draw(estimates, chosen.ranks, what, chosen.picture)
+        print(f"\n{chosen.picture}")
+
+
+def _dropped(plan: DropPlan, step: int, num_ranks: int) -> np.ndarray:
+    """Which blocks each rank drops in a step: booleans of shape ``(ranks, blocks)``."""
+    rows = []
+    for rank in range(num_ranks):
+        plan.draw(step, rank=rank)
+        rows.append(plan.dropped_blocks)
+    return np.array(rows)
+
+
+if __name__ == "__main__":
+    main()

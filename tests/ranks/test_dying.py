@@ -1,0 +1,68 @@
+"""A rank that dies or hangs, and torchrun that starts all of them again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import dying
+
+from resumable import differences
+
+SCRIPT = Path(dying.__file__)
+
+
+def torchrun(folder: Path, what: str, *options: str) -> dict:
+    """Run the training under torchrun to its end."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options, SCRIPT, folder, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert (folder / "result.pt").exists(), done.stderr[-3000:]
+    return torch.load(folder / "result.pt", weights_only=False)
+
+
+def test_a_killed_rank_is_restarted_and_the_end_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
+    undisturbed = torchrun(tmp_path / "undisturbed", "nothing", "--nproc-per-node", "2")
+    restarted = torchrun(tmp_path / "killed", "kill", "--nproc-per-node", "2", "--max-restarts", "1")
+    assert differences(undisturbed, restarted) == []
+
+
+def test_one_process_under_torchrun_is_bit_identical_to_one_without(tmp_path: Path) -> None:
+    under = torchrun(tmp_path / "under", "nothing", "--nproc-per-node", "1")
+    (tmp_path / "without").mkdir()
+    subprocess.run([sys.executable, SCRIPT, tmp_path / "without", "nothing"], check=True, capture_output=True)
+    without = torch.load(tmp_path / "without" / "result.pt", weights_only=False)
+    assert differences(under, without) == []
+
+
+@pytest.mark.parametrize("what", ["kill", "stop"])
+def test_the_other_rank_ends_with_a_clear_error(tmp_path: Path, what: str) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, tmp_path, what],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        _, message = processes[0].communicate(timeout=100)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+    assert processes[0].returncode not in (0, -signal.SIGKILL)
+    assert "RankLostError: rank 0 of 2 got no answer: another process of this training has ended or hangs" in message
+    assert (tmp_path / "saved" / "latest").read_text() == "ep0-ba4.pt\n"

@@ -1,0 +1,389 @@
+"""One checkpoint as one file, written all or not at all and verified before use; and the folder of checkpoints.
+
+The file is what ``torch.save`` writes, a zip archive of plain records. Its comment holds the SHA-256 of every byte
+before it: the archive's own checksums leave out its directory, where one flipped bit can turn a tensor into noise.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import struct
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+VERSION = 1
+CHECKPOINT_NAME = re.compile(r"ep(0|[1-9][0-9]*)-ba(0|[1-9][0-9]*)\.pt")
+POINTERS = ("latest", "best")
+
+_TEMPORARY_NAME = re.compile(r"\.(?:.+\.pt|latest|best)\.([0-9]{1,9})\.tmp", re.DOTALL)
+_COMMENT_START = b"sha256:"
+_COMMENT_LENGTH = len(_COMMENT_START) + 64
+_PLAIN = (NoneType, bool, float, complex, str, torch.Size, torch.dtype, torch.device)
+_MAX_INT_BITS = 8 * 255 - 1  # longer ones are pickled in a way that torch's safe loader does not read
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """Says why a file, or a whole folder, cannot be loaded.
+
+    Args:
+        path: The file or folder.
+        reason: Why, in one line.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be loaded: {self.reason}"
+
+
+def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Write a checkpoint: whenever the process or the machine dies, `path` is the old file or the whole new one.
+
+    Args:
+        path: Where to. Missing folders are made, a file that is there is replaced.
+        contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 1.
+
+    Raises:
+        TypeError: If there is something in `contents` that could not be loaded safely.
+        ValueError: If `contents` has another version.
+        OSError: If it cannot be written, for example for want of space. The old file is untouched, unless only
+            the last step failed, which makes the new name survive a loss of power.
+    """
+    _check_loadable(contents, "")
+    if not _has_version(contents):
+        raise ValueError(f'contents must be a dict with "version" {VERSION}, got {_version_of(contents)}')
+    with _replacing(path) as file:
+        _save(contents, file)
+        _seal(file)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Verify a checkpoint, then load it to the CPU; code in it never runs.
+
+    Returns:
+        What `write_checkpoint` got, bit for bit.
+
+    Raises:
+        CheckpointError: If the file is missing, was cut or changed, is something else than a checkpoint, holds
+            more than plain values and tensors, or is a link that leaves its folder.
+    """
+    if not path.is_file():
+        raise CheckpointError(path, "there is no such file")
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
+        raise CheckpointError(path, "it is a link that leaves its folder")
+    # one open file for all: what is loaded is what was verified, even if the name is given to another file meanwhile
+    with _refusing(path, "it cannot be read"), open(path, "rb") as file:
+        _check_bytes(path, file)
+        with _refusing(path, "it is no archive of uncompressed records"):
+            _check_records(file)
+        with _refusing(path, "torch does not take it for plain values and tensors"):
+            contents = _load(file)
+    if not _has_version(contents):
+        raise CheckpointError(path, f'it must hold a dict with "version" {VERSION}, got {_version_of(contents)}')
+    return contents
+
+
+def checkpoint_name(epoch: int, batch: int) -> str:
+    """The file name of the checkpoint after so many epochs and batches, like ``ep3-ba120.pt``.
+
+    Raises:
+        ValueError: If a number is negative or not whole.
+    """
+    for name, number in {"epoch": epoch, "batch": batch}.items():
+        _check_whole(name, number)
+    return f"ep{epoch}-ba{batch}.pt"
+
+
+def set_pointer(folder: Path, pointer: str, name: str) -> None:
+    """Write atomically, into the small text file `pointer`, which checkpoint of `folder` it means.
+
+    Args:
+        folder: Where the checkpoints are.
+        pointer: ``"latest"`` or ``"best"``.
+        name: A file name as `checkpoint_name` gives it.
+
+    Raises:
+        ValueError: If `pointer` or `name` is something else.
+        OSError: As in `write_checkpoint`.
+    """
+    if not CHECKPOINT_NAME.fullmatch(name):
+        raise ValueError(f'name must be the file name of a checkpoint like "ep3-ba120.pt", got {name!r}')
+    with _replacing(folder / _check_pointer(pointer)) as file:
+        file.write(f"{name}\n".encode())
+
+
+def read_pointer(folder: Path, pointer: str) -> str | None:
+    """The file name that a pointer holds, None if it is missing or holds anything else.
+
+    The file that it names may be missing.
+
+    Raises:
+        ValueError: If `pointer` is not ``"latest"`` or ``"best"``.
+    """
+    path = folder / _check_pointer(pointer)
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        text = file.read(257).decode("ascii", errors="replace")  # file names have up to 255 characters
+    name = text.removesuffix("\n")
+    return name if CHECKPOINT_NAME.fullmatch(name) else None
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints to resume from, in the order to try: what ``latest`` names, then the others, newest first.
+
+    The newest has the highest batch, then the highest epoch, in its name.
+    """
+    latest = read_pointer(folder, "latest")
+    return sorted(_newest_first(folder), key=lambda path: path.name != latest)
+
+
+def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The first of `candidates` that can be loaded, with its contents; a warning is logged for each one before it.
+
+    Returns:
+        None if there are no checkpoints.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none of them can be loaded.
+    """
+    latest = read_pointer(folder, "latest")
+    if latest is not None and not (folder / latest).is_file():
+        _log.warning("%s is missing, though it was the latest: falling back to the newest there is", folder / latest)
+    bad = []
+    for path in candidates(folder):
+        try:
+            return path, read_checkpoint(path)
+        except CheckpointError as error:
+            _log.warning("%s is damaged (%s): falling back to the one before", path, error.reason)
+            bad.append(f"{path.name} ({error.reason})")
+    if bad:
+        raise CheckpointError(folder, f"none of its checkpoints is good: {', '.join(bad)}")
+    return None
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what processes that were killed left of ``.pt`` files and pointers that they wrote.
+
+    Not to be called while another thread writes into `folder`.
+    """
+    if not folder.exists():
+        return
+    for path in list(folder.iterdir()):
+        match = _TEMPORARY_NAME.fullmatch(path.name)
+        if match and path.is_file() and not _is_another_process(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def remove_old(folder: Path, keep: int, protected: Collection[str]) -> None:
+    """Remove all checkpoints but the newest.
+
+    Args:
+        folder: Where the checkpoints are.
+        keep: How many of the newest stay, at least 0.
+        protected: File names that stay in any case.
+
+    Raises:
+        ValueError: If `keep` is negative or not whole.
+    """
+    _check_whole("keep", keep)
+    for path in _newest_first(folder)[keep:]:
+        if path.name not in protected:
+            path.unlink(missing_ok=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.iterdir() if folder.exists() else ():
+        match = CHECKPOINT_NAME.fullmatch(path.name)
+        if match and path.is_file():
+            found.append((int(match[2]), int(match[1]), path))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _is_another_process(pid: int) -> bool:
+    """Whether a process other than this one runs under a number; what bears our own number an earlier one left."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _check_pointer(pointer: str) -> str:
+    if pointer not in POINTERS:
+        raise ValueError(f'pointer must be "latest" or "best", got {pointer!r}')
+    return pointer
+
+
+def _check_whole(name: str, number: int) -> None:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {number!r}")
+
+
+def _has_version(contents: Any) -> bool:
+    return isinstance(contents, dict) and type(contents.get("version")) is int and contents["version"] == VERSION
+
+
+def _version_of(contents: Any) -> str:
+    if not isinstance(contents, dict):
+        return f"a {_type_name(contents)}"
+    version = contents.get("version")
+    is_short = type(version) is int and abs(version) < 10**9
+    return f"version {version}" if is_short else f"a version that is a {_type_name(version)}"
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check_loadable(value: Any, place: str) -> None:
+    """Raise a TypeError that names the place of what ``torch.load(weights_only=True)`` would not load."""
+    kind = type(value)
+    if kind in _PLAIN or (kind is int and (value if value >= 0 else ~value).bit_length() <= _MAX_INT_BITS):
+        return
+    if kind in (dict, OrderedDict):
+        for key in value:
+            if type(key) not in (str, int, float, bool):
+                raise TypeError(
+                    f"the keys of {place or 'contents'} must be strings or numbers to be kept in a checkpoint, "
+                    f"got a {_type_name(key)}"
+                )
+            _check_loadable(key, f"the key of {place or 'contents'}")
+        _check_children(value, place)
+    elif kind in (list, tuple):
+        _check_children(dict(enumerate(value)), place)
+    elif kind is set:
+        for item in value:
+            _check_loadable(item, f"what is in {place}")
+    elif kind not in (Tensor, nn.Parameter) or value.is_nested or value.is_mkldnn:
+        article = "too long an" if kind is int else "a"
+        raise TypeError(
+            f"{place or 'contents'} must be plain values and tensors to be kept in a checkpoint, "
+            f"got {article} {_type_name(value)}"
+        )
+    if kind in (OrderedDict, Tensor, nn.Parameter):  # their attributes are kept with them
+        _check_children(vars(value), place)
+
+
+def _check_children(children: dict[Any, Any], place: str) -> None:
+    for name, child in children.items():
+        _check_loadable(child, f"{place}.{name}" if place else str(name))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file to write, which takes the place of `path` when all of it is on the disk, or disappears."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # of a killed process that had our number
+        with open(temporary, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name is an entry of the folder
+    finally:
+        os.close(folder)
+
+
+def _save(contents: dict[str, Any], file: IO[bytes]) -> None:
+    before = sys.exception()
+    try:
+        torch.save(contents, file)
+    except RuntimeError as error:
+        # torch ends its archive even after a failure, and then complains of that end instead of a full disk or Ctrl-C
+        first = error.__context__
+        if first is None or first is before:
+            raise
+        raise first from None
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Append the checksum as the comment of the archive."""
+    file.seek(-2, os.SEEK_END)  # the last field of an archive is the length of its comment
+    file.write(struct.pack("<H", _COMMENT_LENGTH))
+    comment = _comment(file, file.tell())
+    file.seek(0, os.SEEK_END)
+    file.write(comment)
+
+
+def _comment(file: IO[bytes], length: int) -> bytes:
+    """The comment that belongs to the first `length` bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (chunk := file.read(min(length, 2**20))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return _COMMENT_START + digest.hexdigest().encode()
+
+
+@contextmanager
+def _refusing(path: Path, reason: str) -> Iterator[None]:
+    """Turn every error into a `CheckpointError`: what damage makes of a file can raise nearly anything."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(path, f"{reason} ({type(error).__name__})") from error
+
+
+def _check_bytes(path: Path, file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        raise CheckpointError(path, "it is empty")
+    length = max(size - _COMMENT_LENGTH, 0)
+    file.seek(length)
+    comment = file.read()
+    if not comment.startswith(_COMMENT_START):
+        raise CheckpointError(path, "it does not end with a checksum: it was cut, or is no checkpoint of etude")
+    if comment != _comment(file, length):
+        raise CheckpointError(path, "its checksum does not match: it was cut or changed after it was written")
+
+
+def _check_records(file: IO[bytes]) -> None:
+    """Refuse what a checksum does not rule out in a file that was made on purpose: a few bytes that unpack to many."""
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        raise ValueError("something else stands before the archive")  # which torch would read in its place
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise ValueError("a record is compressed")
+    if sum(record.file_size for record in records) > size:
+        raise ValueError("the records are larger than the file")
+
+
+def _load(file: IO[bytes]) -> Any:
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about kinds of files that are refused here
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)

@@ -1,0 +1,186 @@
+"""Saves checkpoints while a run goes on: when, how many are kept, and which is the best."""
+
+import errno
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from ..engine import Callback, Logger, State, Time, TimeUnit
+from . import distributed
+from .checkpoint import contents_of
+from .checkpoint_file import CHECKPOINT_NAME, checkpoint_name, remove_old, remove_stale, set_pointer, write_checkpoint
+from .checks import check_save_interval
+
+_log = logging.getLogger(__name__)
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CheckpointSaver(Callback):
+    """Saves everything that the next step depends on as ``folder/ep{epoch}-ba{batch}.pt``.
+
+    The first checkpoint is saved before the first step, so that what cannot be saved is known at
+    once, and the last one at the end of training. Files are written atomically; the file ``latest`` in the
+    folder names the newest checkpoint, and ``best`` the best one. On several ranks rank 0 writes.
+
+    Args:
+        folder: Where to.
+        interval: How often: in epochs, batches, samples, as a fraction of the training (``"0.1dur"``) or
+            by the clock (``"10min"``, ``"30sec"``).
+        num_to_keep: How many of the newest checkpoints are kept, at least 1; -1 keeps all.
+        best: Keeps the checkpoint with the best evaluation besides: ``"max:"`` or ``"min:"`` and the name
+            of a metric, such as ``"max:metrics/eval/MulticlassAccuracy"``. It is saved at once,
+            whatever the interval.
+        on_full_disk: Whether training stops with the error when the disk is full, or goes on without the
+            new checkpoint, and says so. The previous checkpoint is kept either way.
+
+    Raises:
+        ValueError: If an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        interval: str | Time = "1ep",
+        *,
+        num_to_keep: int = 3,
+        best: str | None = None,
+        on_full_disk: Literal["stop", "continue"] = "stop",
+    ) -> None:
+        if isinstance(num_to_keep, bool) or not isinstance(num_to_keep, int) or (num_to_keep < 1 and num_to_keep != -1):
+            raise ValueError(f"num_to_keep must be a whole number of at least 1, or -1 for all, got {num_to_keep!r}")
+        if on_full_disk not in ("stop", "continue"):
+            raise ValueError(f"on_full_disk must be 'stop' or 'continue', got {on_full_disk!r}")
+        self.folder = Path(folder)
+        self.interval = check_save_interval(interval, folder)
+        self.num_to_keep = num_to_keep
+        self.on_full_disk = on_full_disk
+        self._best_mode, self._best_metric = _read_best(best)
+        self._best_value: float | None = None
+        self._best_name: str | None = None
+        self._is_better = False
+        self._saved_at: tuple[int, int] | None = None
+        self._periods = 0  # whole intervals that were over at the last look
+        self._clock = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Clean up after a process that was killed, and save once, so that what cannot be saved fails now."""
+        with distributed.all_or_none():
+            if distributed.rank() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                remove_stale(self.folder)
+        self._clock = time.monotonic()
+        self._periods = self._count_periods(state)
+        if self._saved_at is None:
+            self.save(state, logger, is_first=True)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """See whether this evaluation is the best."""
+        if self._best_metric is None or state.max_duration is None:
+            return
+        if self._best_metric not in state.eval_metrics:
+            known = ", ".join(state.eval_metrics)
+            raise ValueError(f"best must name a metric of the evaluation, one of {known}, got {self._best_metric!r}")
+        value = state.eval_metrics[self._best_metric]
+        sign = 1 if self._best_mode == "max" else -1
+        if self._best_value is None or sign * value > sign * self._best_value:
+            self._best_value, self._is_better = value, True
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Save if it is time."""
+        self._save_if_due(state, logger)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Save if it is time."""
+        self._save_if_due(state, logger)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Save the end of training."""
+        self.save_once(state, logger)
+
+    def save_once(self, state: State, logger: Logger) -> None:
+        """Save unless this moment is saved already."""
+        if self._saved_at != _moment(state) or self._is_better:
+            self.save(state, logger)
+
+    def save(self, state: State, logger: Logger, *, is_first: bool = False) -> None:
+        """Save now. All ranks must call it together.
+
+        Raises:
+            OSError: If the file cannot be written; for a full disk only if that is to stop the training.
+        """
+        name, best_before = checkpoint_name(*_moment(state)), self._best_name
+        if self._is_better:
+            self._best_name = name
+        self._is_better = False
+        contents = contents_of(state, logger)
+        self._saved_at = _moment(state)
+        error = self._write(name, contents) if distributed.rank() == 0 else None
+        error = distributed.from_rank_zero(error)
+        if error is None:
+            return
+        self._best_name = best_before
+        if is_first or self.on_full_disk == "stop" or getattr(error, "errno", None) not in _NO_SPACE:
+            error.add_note(f"while saving {self.folder / name}; earlier checkpoints are kept")
+            raise error
+        if distributed.rank() == 0:
+            _log.error("no space left to save %s: training goes on, the checkpoint before is kept", self.folder / name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which checkpoint is the best so far."""
+        return {"best_value": self._best_value, "best_name": self._best_name}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        value, name = state["best_value"], state["best_name"]
+        is_name = name is None or (isinstance(name, str) and CHECKPOINT_NAME.fullmatch(name))
+        if not isinstance(value, (float, int, type(None))) or not is_name:
+            raise ValueError(f"the best checkpoint must be a number and a file name, got {value!r} and {name!r}")
+        self._best_value, self._best_name = value, name
+
+    def has_loaded(self, state: State) -> None:
+        """Take note that the moment at hand comes from a checkpoint in the folder."""
+        self._saved_at = _moment(state)
+
+    def _save_if_due(self, state: State, logger: Logger) -> None:
+        periods = self._count_periods(state)
+        is_due, self._periods = periods > self._periods, periods
+        if is_due or self._is_better:
+            self.save_once(state, logger)
+
+    def _count_periods(self, state: State) -> int:
+        """How many whole intervals are over; by the clock of rank 0 where it is about time."""
+        value, unit = self.interval.value, self.interval.unit
+        if unit in (TimeUnit.SECOND, TimeUnit.MINUTE):
+            seconds = value * (60 if unit is TimeUnit.MINUTE else 1)
+            return distributed.from_rank_zero(int((time.monotonic() - self._clock) / seconds))
+        if unit is TimeUnit.DURATION:
+            return int(state.get_elapsed_duration().value / value + 1e-9)  # 0.3 / 0.1 is a little under 3
+        return int(state.timestamp.get(unit).value // value)
+
+    def _write(self, name: str, contents: dict[str, Any]) -> Exception | None:
+        """Write on rank 0. An error is returned, for all ranks to raise it."""
+        try:
+            write_checkpoint(self.folder / name, contents)
+            if self._best_name == name:
+                set_pointer(self.folder, "best", name)
+            set_pointer(self.folder, "latest", name)
+            if self.num_to_keep != -1:
+                remove_old(self.folder, self.num_to_keep, {name, self._best_name or name})
+        except Exception as error:
+            return error
+        return None
+
+
+def _moment(state: State) -> tuple[int, int]:
+    return state.timestamp.epoch, state.timestamp.batch
+
+
+def _read_best(best: str | None) -> tuple[str, str | None]:
+    if best is None:
+        return "", None
+    mode, _, metric = best.partition(":") if isinstance(best, str) else ("", "", "")
+    if mode not in ("max", "min") or not metric:
+        raise ValueError(f'best must be "max:" or "min:" and the name of a metric, got {best!r}')
+    return mode, metric

@@ -1,0 +1,173 @@
+"""The processes that train together: how they find each other, and what they tell each other.
+
+Every function also works in a process that is alone, where there is nobody to talk to.
+"""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+
+
+class RankLostError(RuntimeError):
+    """Another process of this training has ended, or did not answer in time."""
+
+
+def join_process_group(device: torch.device, timeout: float) -> None:
+    """Join the processes that torchrun started, if it started several and nobody has joined them yet.
+
+    Args:
+        device: Of this rank; NCCL connects GPUs, gloo CPUs.
+        timeout: Seconds to wait for an answer of another rank.
+
+    Raises:
+        RuntimeError: If torch was built without the backend.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return
+    if not all(name in os.environ for name in _LAUNCHED) or int(os.environ["WORLD_SIZE"]) == 1:
+        return
+    needed = ["gloo", "nccl"] if device.type == "cuda" else ["gloo"]
+    for backend in needed:
+        if not dist.is_available() or not dist.is_backend_available(backend):
+            raise RuntimeError(f"training on several processes needs torch with the backend {backend}, got one without")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=timeout),
+        device_id=device if device.type == "cuda" else None,
+        **_meeting_place(timeout),
+    )
+    atexit.register(_leave)
+
+
+def rank() -> int:
+    """Number of this process among `world_size`."""
+    return dist.get_rank() if _is_joined() else 0
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if _is_joined() else 1
+
+
+def local_rank() -> int:
+    """Number of this process among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def gather(value: T) -> list[T]:
+    """What every rank has, in the order of ranks; the same list on all of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with explained():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank_zero(value: T) -> T:
+    """What rank 0 has."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    with explained():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """The sums over all ranks, the same numbers on all of them."""
+    if world_size() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    with explained():
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def copy_from_rank_zero(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of all ranks the values of rank 0, in place."""
+    if world_size() == 1:
+        return
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    with torch.no_grad(), explained():
+        for group in kinds.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.broadcast(flat, src=0)
+            for tensor, values in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.copy_(values.view_as(tensor))
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Let the body fail on every rank if it fails on one, so that no rank waits for another in vain.
+
+    Raises:
+        RuntimeError: Where another rank failed; it says which, and why.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    messages = gather(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise RuntimeError(f"rank {number} failed with {message}")
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn the failure of a collective operation into a `RankLostError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise RankLostError(
+            f"rank {rank()} of {world_size()} got no answer: another process of this training has ended or hangs "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _meeting_place(timeout: float) -> dict[str, Any]:
+    """Where the processes of this start meet, if torchrun may have started others before them.
+
+    torchrun lends one store to all its starts, in which a process finds the addresses of those that died
+    (pytorch#135712). The number of the start keeps them apart. On several machines, where each counts
+    its own, it is left to torch.
+    """
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not is_one_machine:
+        return {}
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    stores: Any = dist  # its stubs leave the stores out
+    store = stores.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout))
+    return {
+        "store": stores.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+        "rank": int(os.environ["RANK"]),
+        "world_size": int(os.environ["WORLD_SIZE"]),
+    }
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
