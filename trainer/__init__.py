@@ -4,6 +4,7 @@ from .checkpoint_saver import CheckpointSaver
 from .file_logger import FileLogger
 from .interruption import TrainingInterrupted
 from .progress_bar import ProgressBar
+from .resumption import load_weights
 from .trainer import Trainer
 
-__all__ = ["CheckpointSaver", "FileLogger", "ProgressBar", "Trainer", "TrainingInterrupted"]
+__all__ = ["CheckpointSaver", "FileLogger", "ProgressBar", "Trainer", "TrainingInterrupted", "load_weights"]

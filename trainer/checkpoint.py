@@ -2,6 +2,9 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 from ..engine import Logger, State, Timestamp
 from . import distributed
 from .checkpoint_file import VERSION
+from .reproducibility import generators_kept
 from .settings import check_same_training
+from .shards import fit_to
 
 
 def contents_of(state: State, logger: Logger) -> dict[str, Any]:
@@ -37,46 +42,67 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
     }
 
 
-def restore(contents: Mapping[str, Any], state: State, logger: Logger) -> None:
+def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: Path) -> None:
     """Give a run what `contents_of` took, except for the generators, which `restore_generators` gives back.
+
+    Args:
+        contents: Of the checkpoint.
+        state: The run, before its first step.
+        logger: The run's.
+        folder: Where the checkpoint lies, with its shards if it has some.
 
     Raises:
         ValueError: If the settings make it a different training, or the contents do not fit the run.
-            Model and optimizers are then unchanged.
+            The run is then unchanged.
     """
+    before: list[tuple[Any, Any]] = []
     try:
         check_same_training(contents["settings"], state.settings, state)
-        timestamp = Timestamp.from_state_dict(contents["timestamp"])
+        contents = fit_to(contents, state, folder)
+        timestamp = _timestamp(contents["timestamp"], state)
+        evaluated_at = _whole("evaluated_at", contents["evaluated_at"], -1, timestamp.batch)
+        eval_metrics = {str(name): float(value) for name, value in contents["eval_metrics"].items()}
+        microbatch_size = _microbatch_size(contents["device_train_microbatch_size"])
         _check_same_shapes(contents["model"], state.model)
+        with generators_kept():
+            restore_generators(contents, torch.device("cpu"))
         pairs = [
             *_pairs(_of_this_rank(contents)["algorithms"], state.algorithms, "algorithms"),
             *_pairs(contents["optimizers"], state.optimizers, "optimizers"),
             *_pairs(contents["schedulers"], state.schedulers, "schedulers"),
             *_pairs_by_name(contents["callbacks"], state.callbacks),
-            # Last, as it cuts off what the files of the run hold after this moment.
-            *_pairs_by_name(contents["loggers"], logger.destinations),
+            *([(state.scaler, contents["scaler"])] if state.scaler.is_enabled() else []),
         ]
-        restore_weights(contents, state.model)
+        files = _pairs_by_name(contents["loggers"], logger.destinations)
         for thing, saved in pairs:
+            before.append((thing, deepcopy(thing.state_dict())))
             thing.load_state_dict(saved)
-        if state.scaler.is_enabled():
-            state.scaler.load_state_dict(contents["scaler"])
-        state.timestamp = timestamp
-        state.evaluated_at = int(contents["evaluated_at"])
-        state.eval_metrics = {str(name): float(value) for name, value in contents["eval_metrics"].items()}
-        state.device_train_microbatch_size = _microbatch_size(contents["device_train_microbatch_size"])
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        # Last, as it cuts off what the files of the run hold after this moment; weights that fit do not fail.
+        for destination, saved in files:
+            destination.load_state_dict(saved)
+        _load_weights(contents, state.model)
+    except Exception as error:
+        for thing, kept in before:
+            with suppress(Exception):  # who has refused what was saved may refuse his own, too
+                thing.load_state_dict(kept)
+        if isinstance(error, (ValueError, OSError)):
+            raise
         raise ValueError(f"the checkpoint does not hold what a run needs: {error!r}") from error
+    state.timestamp, state.evaluated_at, state.eval_metrics = timestamp, evaluated_at, eval_metrics
+    state.device_train_microbatch_size = microbatch_size
 
 
-def restore_weights(contents: Mapping[str, Any], model: nn.Module) -> None:
-    """Give a model the weights of a checkpoint.
+def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> None:
+    """Give the model of a run the weights of a checkpoint, and nothing else.
 
     Raises:
-        ValueError: If names or shapes differ. The model is then unchanged.
+        ValueError: If names, shapes or number formats differ. The model is then unchanged.
     """
-    _check_same_shapes(contents["model"], model)
-    model.load_state_dict(contents["model"])
+    try:
+        weights = {"model": contents["model"], "optimizers": [], "shards": contents.get("shards")}
+        _load_weights(fit_to(weights, state, folder), state.model)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the checkpoint does not hold the weights of a model: {error!r}") from error
 
 
 def restore_generators(contents: Mapping[str, Any], device: torch.device) -> None:
@@ -88,13 +114,19 @@ def restore_generators(contents: Mapping[str, Any], device: torch.device) -> Non
         version, words, gauss = saved["python"]
         random.setstate((version, tuple(words), gauss))
         numpy_state = {**saved["numpy"], "state": {**saved["numpy"]["state"]}}
+        _whole("pos", numpy_state["state"]["pos"], 0, 624)  # numpy would read whatever lies there in memory
         numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
         np.random.set_state(numpy_state)  # noqa: NPY002  # the global generator is what user code draws from
         torch.set_rng_state(saved["torch"])
         if device.type == "cuda" and "cuda" in saved:
             torch.cuda.set_rng_state(saved["cuda"], device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(f"the checkpoint does not hold the state of the generators: {error!r}") from error
+
+
+def _load_weights(contents: Mapping[str, Any], model: nn.Module) -> None:
+    _check_same_shapes(contents["model"], model)
+    model.load_state_dict(contents["model"])
 
 
 def _of_this_rank(contents: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -136,16 +168,34 @@ def _pairs_by_name(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) ->
 def _check_same_shapes(saved: Any, model: nn.Module) -> None:
     if not isinstance(saved, dict):
         raise ValueError(f"the weights in a checkpoint must be a dictionary, got a {type(saved).__name__}")
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor) and (
-            not isinstance(saved.get(name), Tensor) or saved[name].shape != tensor.shape
-        ):
-            found = f"shape {tuple(saved[name].shape)}" if isinstance(saved.get(name), Tensor) else "nothing"
-            raise ValueError(
-                f"the checkpoint must fit the model, {name!r} has shape {tuple(tensor.shape)}, got {found}"
-            )
-    if strangers := [name for name in saved if name not in model.state_dict()]:
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if isinstance(tensor, Tensor) and (found := _form(saved.get(name))) != _form(tensor):
+            raise ValueError(f"the checkpoint must fit the model, {name!r} has {_form(tensor)}, got {found}")
+    if strangers := [name for name in saved if name not in own]:
         raise ValueError(f"the checkpoint must fit the model, which has nothing named {strangers[0]!r}")
+
+
+def _form(tensor: Any) -> str:
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        return "nothing"
+    return f"shape {tuple(tensor.shape)} of {tensor.dtype}" + ("" if tensor.layout is torch.strided else ", sparse")
+
+
+def _timestamp(saved: Mapping[str, Any], state: State) -> Timestamp:
+    """Where the run was, if the training can have been there."""
+    counts = {name: _whole(name, saved[name], 0, 2**63 - 1) for name in state.timestamp.state_dict()}
+    batches = counts["batch"] if state.batches_per_epoch is None else state.batches_per_epoch
+    _whole("batch_in_epoch", counts["batch_in_epoch"], 0, min(batches, counts["batch"]))
+    _whole("sample_in_epoch", counts["sample_in_epoch"], 0, counts["sample"])
+    _whole("epoch", counts["epoch"], 0, counts["batch"])
+    return Timestamp(**counts)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} in a checkpoint must be a whole number from {least} to {most}, got {value!r:.100}")
+    return value
 
 
 def _microbatch_size(size: Any) -> int | None:

@@ -22,6 +22,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from .shards import check_shards, remove_shards
+
 VERSION = 1
 CHECKPOINT_NAME = re.compile(r"ep(0|[1-9][0-9]*)-ba(0|[1-9][0-9]*)\.pt")
 POINTERS = ("latest", "best")
@@ -96,6 +98,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             contents = _load(file)
     if not _has_version(contents):
         raise CheckpointError(path, f'it must hold a dict with "version" {VERSION}, got {_version_of(contents)}')
+    with _refusing(path, "its shards are not good"):
+        check_shards(contents, path.parent)
     return contents
 
 
@@ -206,6 +210,7 @@ def remove_old(folder: Path, keep: int, protected: Collection[str]) -> None:
     for path in _newest_first(folder)[keep:]:
         if path.name not in protected:
             path.unlink(missing_ok=True)
+            remove_shards(path)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from . import distributed
 from .checkpoint import contents_of
 from .checkpoint_file import CHECKPOINT_NAME, checkpoint_name, remove_old, remove_stale, set_pointer, write_checkpoint
 from .checks import check_save_interval
+from .shards import remove_shards, write_shards
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +61,18 @@ class CheckpointSaver(Callback):
         self._best_mode, self._best_metric = _read_best(best)
         self._best_value: float | None = None
         self._best_name: str | None = None
+        self._best_before: tuple[float | None, str | None] = (None, None)  # what holds if the better one is not saved
         self._is_better = False
         self._saved_at: tuple[int, int] | None = None
         self._periods = 0  # whole intervals that were over at the last look
         self._clock = 0.0
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Refuse to look for the best where nothing is evaluated."""
+        if self._best_metric is not None and state.eval_dataloader is None:
+            raise ValueError(
+                f'best must come with an eval_dataloader to have an effect, got "{self._best_mode}:{self._best_metric}"'
+            )
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Clean up after a process that was killed, and save once, so that what cannot be saved fails now."""
@@ -84,7 +94,9 @@ class CheckpointSaver(Callback):
             raise ValueError(f"best must name a metric of the evaluation, one of {known}, got {self._best_metric!r}")
         value = state.eval_metrics[self._best_metric]
         sign = 1 if self._best_mode == "max" else -1
-        if self._best_value is None or sign * value > sign * self._best_value:
+        if not math.isnan(value) and (self._best_value is None or sign * value > sign * self._best_value):
+            if not self._is_better:
+                self._best_before = self._best_value, self._best_name
             self._best_value, self._is_better = value, True
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -110,17 +122,16 @@ class CheckpointSaver(Callback):
         Raises:
             OSError: If the file cannot be written; for a full disk only if that is to stop the training.
         """
-        name, best_before = checkpoint_name(*_moment(state)), self._best_name
-        if self._is_better:
+        name, is_better = checkpoint_name(*_moment(state)), self._is_better
+        if is_better:
             self._best_name = name
         self._is_better = False
-        contents = contents_of(state, logger)
-        self._saved_at = _moment(state)
-        error = self._write(name, contents) if distributed.rank() == 0 else None
-        error = distributed.from_rank_zero(error)
+        error = self._write(name, contents_of(state, logger))
         if error is None:
+            self._saved_at = _moment(state)
             return
-        self._best_name = best_before
+        if is_better:
+            self._best_value, self._best_name = self._best_before
         if is_first or self.on_full_disk == "stop" or getattr(error, "errno", None) not in _NO_SPACE:
             error.add_note(f"while saving {self.folder / name}; earlier checkpoints are kept")
             raise error
@@ -129,15 +140,17 @@ class CheckpointSaver(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Which checkpoint is the best so far."""
-        return {"best_value": self._best_value, "best_name": self._best_name}
+        best = f"{self._best_mode}:{self._best_metric}"
+        return {"best": best, "best_value": self._best_value, "best_name": self._best_name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         value, name = state["best_value"], state["best_name"]
         is_name = name is None or (isinstance(name, str) and CHECKPOINT_NAME.fullmatch(name))
-        if not isinstance(value, (float, int, type(None))) or not is_name:
+        if type(value) not in (float, int, type(None)) or value != value or not is_name:
             raise ValueError(f"the best checkpoint must be a number and a file name, got {value!r} and {name!r}")
-        self._best_value, self._best_name = value, name
+        is_same = state["best"] == f"{self._best_mode}:{self._best_metric}"
+        self._best_value, self._best_name = (value, name) if is_same else (None, None)
 
     def has_loaded(self, state: State) -> None:
         """Take note that the moment at hand comes from a checkpoint in the folder."""
@@ -160,9 +173,17 @@ class CheckpointSaver(Callback):
         return int(state.timestamp.get(unit).value // value)
 
     def _write(self, name: str, contents: dict[str, Any]) -> Exception | None:
-        """Write on rank 0. An error is returned, for all ranks to raise it."""
+        """Write what is sharded on all ranks, then all else on rank 0. An error is returned, the same on all."""
+        try:
+            contents = write_shards(contents, self.folder / name)
+        except OSError as error:
+            return error
+        return distributed.from_rank_zero(self._publish(name, contents) if distributed.rank() == 0 else None)
+
+    def _publish(self, name: str, contents: dict[str, Any]) -> Exception | None:
         try:
             write_checkpoint(self.folder / name, contents)
+            remove_shards(self.folder / name, but=contents.get("shards", {}).get("folder"))
             if self._best_name == name:
                 set_pointer(self.folder, "best", name)
             set_pointer(self.folder, "latest", name)

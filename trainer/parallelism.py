@@ -79,6 +79,9 @@ class _ShardedSynchronizer:
         self._model = model
 
     def begin_step(self) -> None:
+        # A forward without a backward, as in evaluation, leaves the outermost parameters gathered, and it would be
+        # the gradients of these that are set to None, while those of the shards add up over steps.
+        self._model.reshard()
         self._model.set_requires_gradient_sync(False)
 
     def begin_last_backward(self) -> None:

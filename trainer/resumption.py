@@ -1,11 +1,14 @@
-"""Finds the checkpoint that a run starts from, the same one on all ranks."""
+"""Finds the checkpoint that a run starts from, the same one on all ranks, or the weights in it."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from . import distributed
 from .checkpoint_file import newest_good, read_checkpoint
+from .shards import whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,20 @@ def find_checkpoint(save_folder: Path | None, load_path: str | Path | None, auto
             if found is not None:
                 _log.info("starting from %s", found[0])
     return distributed.from_rank_zero(found)
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, whole and on the CPU, as a plain ``state_dict`` of the model that trained.
+
+    Args:
+        path: A checkpoint, or a folder whose newest good one is meant.
+
+    Raises:
+        ValueError: If it is damaged, or no checkpoint.
+        FileNotFoundError: If there is nothing.
+    """
+    path, contents = _read(Path(path))
+    return whole_weights(contents, path.parent)
 
 
 def _read(path: Path) -> Found:

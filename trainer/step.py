@@ -105,9 +105,9 @@ class TrainStep:
         may_repeat = self._halve_microbatches or self._max_nonfinite_steps > 0
         snapshot = Snapshot(state.model, state.device) if may_repeat else None
         while True:
-            state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
             if self._synchronizer is not None:
                 self._synchronizer.begin_step()
+            state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
             outcome = self._agree(self._try_microbatches(), is_interrupted())
             if outcome.is_out_of_memory:
                 assert snapshot is not None

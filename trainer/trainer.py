@@ -328,9 +328,9 @@ class Trainer:
         self.engine.run_event(Event.BEFORE_LOAD)
         try:
             if weights_only:
-                restore_weights(contents, self.state.model)
+                restore_weights(contents, self.state, path.parent)
             else:
-                restore(contents, self.state, self.logger)
+                restore(contents, self.state, self.logger, path.parent)
                 self._loaded = {"ranks": contents["ranks"]}
         except ValueError as error:
             error.add_note(f"while loading {path}")

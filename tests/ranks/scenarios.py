@@ -25,7 +25,7 @@ from torch.optim import SGD
 import etude.functional as cf
 from etude import Algorithm, Callback, Event, Trainer
 from etude.algorithms import StochasticDepth
-from etude.trainer import CheckpointSaver, TrainingInterrupted, distributed
+from etude.trainer import CheckpointSaver, TrainingInterrupted, distributed, load_weights
 from networks import LinearModel, images, tiny_resnet, vectors
 from resumable import differences, make_trainer, result_of
 
@@ -447,6 +447,34 @@ def sharding_equals_copies_and_dropped_blocks_cost_nothing() -> None:
         assert each == {(counts_of_first[0][0] - 2 * more, counts_of_first[0][1] - more)}, count.seen
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in state.items()}
+
+
+def sharded_runs_resume_and_go_on_as_copies() -> None:
+    """On two ranks the arithmetic of shards is that of copies, so that every mixture ends the same, bit by bit."""
+    sharded, copies = FOLDER / "sharded", FOLDER / "copies"
+    whole = make_trainer(parallelism="fsdp", callbacks=CheckpointSaver(sharded, "1ba", num_to_keep=-1))
+    whole.fit()
+    expected = whole_state(whole.state.model)
+    assert len(list(sharded.glob("*.shards"))) == len(list(sharded.glob("*.pt"))) == 12
+    make_trainer(callbacks=CheckpointSaver(copies, "4ba", num_to_keep=-1)).fit()
+    assert not list(copies.glob("*.shards"))
+    for path, parallelism in (
+        (sharded / "ep0-ba3.pt", "fsdp"),
+        (sharded / "ep1-ba7.pt", "fsdp"),
+        (sharded / "ep0-ba4.pt", "ddp"),
+        (copies / "ep0-ba4.pt", "fsdp"),
+    ):
+        trainer = make_trainer(parallelism=parallelism, load_path=path)
+        trainer.fit()
+        assert differences(expected, whole_state(trainer.state.model)) == [], (path, parallelism)
+    if RANK == 0:
+        assert differences(expected, load_weights(sharded / "ep2-ba10.pt")) == []
+        assert differences(expected, load_weights(copies / "ep2-ba10.pt")) == []
+
+
 def sharding_with_different_plans_is_refused() -> None:
     for settings in ({"use_same_gpu_seed": False}, {"stochastic_method": "sample"}):
         assert_refused(
@@ -476,6 +504,7 @@ SCENARIOS = [
     plans_that_differ_are_found_in_debug_mode,
     a_loop_with_the_wrong_ddp_is_refused,
     sharding_equals_copies_and_dropped_blocks_cost_nothing,
+    sharded_runs_resume_and_go_on_as_copies,
     sharding_with_different_plans_is_refused,
 ]
 

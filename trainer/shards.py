@@ -1,0 +1,237 @@
+"""Sharded tensors in a checkpoint: every rank writes its own part, and any number of ranks reads them.
+
+torch.distributed.checkpoint writes and reads the parts. Where each lies is kept as plain values in the
+checkpoint itself, and its pickled index is never read, as a pickle can name code.
+"""
+
+import hashlib
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import State
+from . import distributed
+
+_MARK = "sharded tensor"
+_FILE_NAME = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
+_FOLDER_NAME = re.compile(r"ep[0-9]+-ba[0-9]+\.[0-9a-f]{8}\.shards")
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether each rank holds a part of a tensor only."""
+    return hasattr(tensor, "full_tensor")
+
+
+def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write the sharded tensors of a checkpoint beside it. All ranks must call it together.
+
+    Args:
+        contents: Of the checkpoint.
+        path: Where the checkpoint itself will be written, as the last step.
+
+    Returns:
+        The contents with marks in the place of the sharded tensors, and under ``"shards"`` where they are;
+        the same contents if there are none.
+    """
+    tensors: dict[str, Tensor] = {}
+    marked = _marked(contents, "", tensors)
+    if not tensors:
+        return contents
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    folder = path.with_suffix(f".{distributed.from_rank_zero(secrets.token_hex(4))}.shards")
+    try:
+        metadata = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))  # type: ignore[arg-type]
+    except CheckpointException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        failed = [wrapped for wrapped, _ in error.failures.values() if isinstance(wrapped, OSError)]
+        raise failed[0] if failed else OSError(f"the shards of {path} could not be written: {error}") from error
+    own = {file.name: _digest(file) for file in folder.glob(f"__{distributed.rank()}_*.distcp")}
+    digests = {name: digest for files in distributed.gather(own) for name, digest in files.items()}
+    return {**marked, "shards": {"folder": folder.name, "files": digests, "tensors": _places(metadata)}}
+
+
+def check_shards(contents: Mapping[str, Any], folder: Path) -> None:
+    """Compare the files of the sharded tensors with what the checkpoint says of them.
+
+    Raises:
+        ValueError: If one is missing, was changed, or has a name that could lead elsewhere.
+    """
+    shards = contents.get("shards")
+    if shards is None:
+        return
+    if not _FOLDER_NAME.fullmatch(shards["folder"]) or not all(map(_FILE_NAME.fullmatch, shards["files"])):
+        raise ValueError("the names of its shards must be those that the Trainer gives")
+    for name, digest in shards["files"].items():
+        file = folder / shards["folder"] / name
+        if not file.is_file() or file.is_symlink() or _digest(file) != digest:
+            raise ValueError(f"its shard {shards['folder']}/{name} is missing or was changed")
+
+
+def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str, Any]:
+    """Give weights and states of optimizers the form that they have in a run: whole, or sharded as there.
+
+    Args:
+        contents: Of a checkpoint.
+        state: The run.
+        folder: Where the checkpoint lies.
+
+    Returns:
+        The contents with a tensor in the place of every mark.
+    """
+    templates: dict[str, Tensor] = {}
+    model = state.model.state_dict()
+    fitted = dict(contents)
+    fitted["model"] = {name: _like(value, model.get(name), templates) for name, value in contents["model"].items()}
+    fitted["optimizers"] = [
+        {**saved, "state": _fit_optimizer(saved["state"], optimizer, templates)}
+        for saved, optimizer in zip(contents["optimizers"], state.optimizers, strict=False)  # compared later
+    ]
+    _load(contents, folder, templates, alone=distributed.world_size() == 1)
+    return fitted
+
+
+def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint as plain tensors, put together by one process."""
+    templates: dict[str, Tensor] = {}
+    weights = {}
+    for name, value in contents["model"].items():
+        if _is_mark(value):
+            place = contents["shards"]["tensors"][value[1]]
+            templates[value[1]] = value = torch.empty(place["size"], dtype=place["dtype"])
+        weights[name] = value
+    _load(contents, folder, templates, alone=True)
+    return weights
+
+
+def remove_shards(path: Path, *, but: str | None = None) -> None:
+    """Remove the folders of shards that belong to a checkpoint.
+
+    Args:
+        path: Of the checkpoint.
+        but: Name of a folder that stays.
+    """
+    for folder in path.parent.glob(f"{path.stem}.*.shards"):
+        if _FOLDER_NAME.fullmatch(folder.name) and folder.name != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _marked(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """The same nest with marks for the sharded tensors, which are put into `tensors` by name."""
+    if is_sharded(value):
+        tensors[key] = value
+        return _MARK, key
+    if isinstance(value, dict):
+        return {name: _marked(item, f"{key}/{name}", tensors) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_marked(item, f"{key}/{number}", tensors) for number, item in enumerate(value))
+    return value
+
+
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and value[0] == _MARK
+
+
+def _like(value: Any, own: Any, templates: dict[str, Tensor]) -> Any:
+    """A saved value in the form of the run's own tensor; what lies in shards gets its values later."""
+    if _is_mark(value):
+        if not isinstance(own, Tensor):
+            raise ValueError(f"the checkpoint must fit the model, which has nothing for {value[1]!r}")
+        templates[value[1]] = template = torch.empty_like(own.detach())
+        return template
+    if isinstance(value, Tensor) and is_sharded(own) and value.shape == own.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    return value
+
+
+def _fit_optimizer(saved: Any, optimizer: Any, templates: dict[str, Tensor]) -> dict[str, Any]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        **saved,
+        "state": {
+            number: {name: _like(value, parameters[number], templates) for name, value in values.items()}
+            for number, values in saved["state"].items()
+        },
+    }
+
+
+def _places(metadata: Any) -> dict[str, Any]:
+    """Where every part of every tensor lies, from torch's index."""
+    places = {
+        name: {"dtype": tensor.properties.dtype, "size": list(tensor.size), "parts": []}
+        for name, tensor in metadata.state_dict_metadata.items()
+    }
+    sizes = {
+        (name, tuple(part.offsets)): list(part.sizes)
+        for name, tensor in metadata.state_dict_metadata.items()
+        for part in tensor.chunks
+    }
+    for index, stored in metadata.storage_data.items():
+        begin = tuple(index.offset)
+        part = [list(begin), sizes[index.fqn, begin], stored.relative_path, stored.offset, stored.length]
+        places[index.fqn]["parts"].append(part)
+    return places
+
+
+def _load(contents: Mapping[str, Any], folder: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
+    """Fill tensors, whole or sharded, from the shards. All ranks must call it together unless `alone`."""
+    if not tensors:
+        return
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    reader = _reader(folder / contents["shards"]["folder"], contents["shards"])
+    planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what `alone` asks for
+            dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=alone)  # type: ignore[arg-type]
+    except CheckpointException as error:
+        raise ValueError(f"the shards of the checkpoint do not fit the run: {error}") from error
+
+
+def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
+    """Reads shards by the index in the checkpoint."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        StorageMeta,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    tensors: dict[str, Any] = {}
+    stored = {}
+    for name, place in shards["tensors"].items():
+        chunks = []
+        for begin, size, file, offset, length in place["parts"]:
+            if file not in shards["files"]:
+                raise ValueError(f"a part of {name!r} must lie in a shard of the checkpoint, got {file!r}")
+            chunks.append(ChunkStorageMetadata(torch.Size(begin), torch.Size(size)))
+            stored[MetadataIndex(name, begin)] = _StorageInfo(file, offset, length)
+        properties = TensorProperties(dtype=place["dtype"])
+        tensors[name] = TensorStorageMetadata(properties, torch.Size(place["size"]), chunks)
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+            return Metadata(tensors, storage_data=stored, storage_meta=StorageMeta(load_id=self.load_id))
+
+    return Reader(folder)
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
