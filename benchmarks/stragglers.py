@@ -24,11 +24,19 @@ KINDS = ("same plan", "balanced", "independent")
 
 
 class Costs(NamedTuple):
-    """The rate of each block, in [0, 1], the MACs that dropping it saves, and the MACs of the whole network."""
+    """What the blocks of a network cost.
+
+    Args:
+        rates: The rate of each block, in [0, 1].
+        macs: The MACs that dropping it saves.
+        whole: The MACs of the whole network.
+        groups: The number of each block's group of equal cost, as balanced draws go by; None for one group.
+    """
 
     rates: list[float]
     macs: np.ndarray
     whole: int
+    groups: Sequence[int] | None = None
 
     @property
     def expected_saving(self) -> float:
@@ -51,7 +59,8 @@ def count(model: str, drop_rate: float, image_size: int = 224) -> Costs:
     blocks = cf.stochastic_blocks(network)
     places = [place for block in blocks for place in block.drop_indices]  # all branches of a block have its place
     macs = np.bincount(places, weights=[branch.macs for branch in savings.blocks])
-    return Costs(blocks[0].drop_plan.rates, macs, savings.macs)
+    plan = blocks[0].drop_plan
+    return Costs(plan.rates, macs, savings.macs, plan.groups.tolist())
 
 
 def simulate(costs: Costs, ranks: Sequence[int] = RANKS, plans: int = 65536) -> dict[str, list[Estimate]]:
@@ -92,7 +101,7 @@ def saved_per_step(
         draws: Kind of the draws.
         same_on_all_ranks: Whether every rank drops the same blocks.
     """
-    plan = DropPlan(costs.rates, method="block", draws=draws, same_on_all_ranks=same_on_all_ranks)
+    plan = DropPlan(costs.rates, method="block", draws=draws, same_on_all_ranks=same_on_all_ranks, groups=costs.groups)
     least = [(_dropped(plan, step, num_ranks) @ costs.macs).min() for step in range(num_steps)]
     return np.array(least) / costs.whole
 
@@ -119,14 +128,15 @@ def draw(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int], titl
     """Draw what is saved against the number of ranks and save it as PNG."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for kind, color in zip(KINDS, ("black", "tab:blue", "tab:orange"), strict=True):
+    for kind, color, style in zip(KINDS, ("black", "tab:blue", "tab:orange"), ("-", "--", "-"), strict=True):
         percent = np.array([100 * value.saved for value in estimates[kind]])
         margin = np.array([200 * value.error for value in estimates[kind]])
-        axes.plot(ranks, percent, color=color, marker="o", markersize=4, clip_on=False)
+        axes.plot(ranks, percent, style, color=color, marker="o", markersize=4, clip_on=False)
         axes.fill_between(ranks, percent - margin, percent + margin, color=color, alpha=0.2, linewidth=0)
         label = f"{kind}  {percent[-1]:.1f}%"
         place = (ranks[-1], percent[-1])
-        axes.annotate(label, place, textcoords="offset points", xytext=(10, 0), va="center", color=color)
+        above = {"same plan": 7, "balanced": -7}.get(kind, 0)  # these two may lie on each other
+        axes.annotate(label, place, textcoords="offset points", xytext=(10, above), va="center", color=color)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(number) for number in ranks])
     axes.set_xlim(ranks[0], ranks[-1])

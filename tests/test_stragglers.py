@@ -53,16 +53,16 @@ def test_waiting_costs_independent_draws_nearly_all_and_balanced_ones_little(
     estimates = stragglers.simulate(costs, RANKS, plans=4000)
     independent = [estimate.saved for estimate in estimates["independent"]]
     assert all(more < 0.8 * fewer for fewer, more in pairwise(independent))
-    balanced = estimates["balanced"][-1].saved
-    assert independent[-1] < balanced / 3
-    assert balanced > 0.8 * costs.expected_saving
+    balanced = estimates["balanced"][-1]
+    assert independent[-1] < balanced.saved / 3
+    assert abs(balanced.saved - costs.expected_saving) < 4 * balanced.error, "all ranks do equal work: nobody waits"
     assert len({estimate.saved for estimate in estimates["same plan"]}) == 1
 
 
 @pytest.mark.parametrize("draws", ["independent", "balanced"])
 def test_a_step_saves_what_its_slowest_rank_saves(stragglers: ModuleType, costs: Any, draws: Draws) -> None:
     saved = stragglers.saved_per_step(costs, 3, 30, draws)
-    plan = DropPlan(costs.rates, method="block", draws=draws, same_on_all_ranks=False)
+    plan = DropPlan(costs.rates, method="block", draws=draws, same_on_all_ranks=False, groups=costs.groups)
     for step in range(30):
         of_ranks = []
         for rank in range(3):

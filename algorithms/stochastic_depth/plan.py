@@ -56,7 +56,7 @@ class DropPlan:
         self.draws = draws
         self.seed = seed
         self.same_on_all_ranks = same_on_all_ranks
-        self._groups = np.zeros(len(rates), dtype=int) if groups is None else np.asarray(groups)
+        self.groups = np.zeros(len(rates), dtype=int) if groups is None else np.asarray(groups)
         self.dropped_blocks: list[bool] | None = None
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
@@ -90,7 +90,7 @@ class DropPlan:
             if self.draws == "independent":
                 self.dropped_blocks = _independent(rates, own).tolist()
             else:
-                self.dropped_blocks = _balanced(rates, self._groups, own, shared).tolist()
+                self.dropped_blocks = _balanced(rates, self.groups, own, shared).tolist()
             return
         rows_of = _independent_rows if self.draws == "independent" else _balanced_rows
         self._kept_rows = rows_of(rates, num_rows, own, shared)
