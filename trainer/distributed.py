@@ -23,20 +23,25 @@ class RankLostError(RuntimeError):
     """Another process of this training has ended, or did not answer in time."""
 
 
-def join_process_group(device: torch.device, timeout: float) -> None:
+def join_process_group(device: torch.device, timeout: float) -> torch.device:
     """Join the processes that torchrun started, if it started several and nobody has joined them yet.
 
     Args:
-        device: Of this rank; NCCL connects GPUs, gloo CPUs.
+        device: The kind of device; NCCL connects GPUs, gloo CPUs.
         timeout: Seconds to wait for an answer of another rank.
 
+    Returns:
+        The device of this rank: of several GPUs its own one.
+
     Raises:
+        ValueError: If there is no GPU for this rank.
         RuntimeError: If torch was built without the backend.
     """
-    if dist.is_available() and dist.is_initialized():
-        return
-    if not all(name in os.environ for name in _LAUNCHED) or int(os.environ["WORLD_SIZE"]) == 1:
-        return
+    if not _is_joined() and (not _is_launched() or int(os.environ["WORLD_SIZE"]) == 1):
+        return device
+    device = _own_gpu(device) if device.type == "cuda" else device
+    if _is_joined():
+        return device
     needed = ["gloo", "nccl"] if device.type == "cuda" else ["gloo"]
     for backend in needed:
         if not dist.is_available() or not dist.is_backend_available(backend):
@@ -48,6 +53,7 @@ def join_process_group(device: torch.device, timeout: float) -> None:
         **_meeting_place(timeout),
     )
     atexit.register(_leave)
+    return device
 
 
 def rank() -> int:
@@ -58,11 +64,6 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if _is_joined() else 1
-
-
-def local_rank() -> int:
-    """Number of this process among those of this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def gather(value: T) -> list[T]:
@@ -162,6 +163,21 @@ def _meeting_place(timeout: float) -> dict[str, Any]:
         "rank": int(os.environ["RANK"]),
         "world_size": int(os.environ["WORLD_SIZE"]),
     }
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """The GPU of this rank's number on its machine, made the current one."""
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if device.index not in (None, number):
+        raise ValueError(f'device must be "gpu" on several processes, each of which takes its own, got "{device}"')
+    if number >= count:
+        raise ValueError(f"torchrun must start at most one process per GPU, got local rank {number} and {count} GPUs")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _is_launched() -> bool:
+    return all(name in os.environ for name in _LAUNCHED)
 
 
 def _is_joined() -> bool:

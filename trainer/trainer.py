@@ -126,8 +126,7 @@ class Trainer:
         sync_batchnorm: bool = False,
         dist_timeout: float = 300.0,
     ) -> None:
-        place = checks.check_device(device)
-        distributed.join_process_group(place, checks.check_timeout(dist_timeout))
+        place = distributed.join_process_group(checks.check_device(device), checks.check_timeout(dist_timeout))
         with distributed.all_or_none():
             check_precision(precision)
             state = State(

@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from etude.algorithms import StochasticDepth
 from etude.cli.main import main
 from etude.cli.packages import check_packages
+from etude.cli.resume import locate
 from etude.cli.train import count_batches, train
 from etude.trainer.digits import digits_dataloaders
 
@@ -23,6 +25,7 @@ OPTIONS = {
     "drop-warmup": "2ba",
     "eval-interval": "4ba",
     "label-smoothing": 0.1,
+    "save-interval": "4ba",
     "run-name": "short",
 }
 
@@ -102,3 +105,54 @@ def test_the_defaults_are_those_of_the_algorithm() -> None:
     theirs = inspect.signature(StochasticDepth).parameters
     for name in ("drop_rate", "stochastic_method", "drop_distribution"):
         assert ours[name].default == theirs[name].default
+
+
+def options(**changed: object) -> list[str]:
+    return ["train", *(f"--{name}={value}" for name, value in {**OPTIONS, **changed}.items()), "--no-progress-bar"]
+
+
+def test_a_run_goes_on_from_its_folder_to_the_same_end(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = run
+    shutil.copytree(folder.parent, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "runs" / "short"
+    for name in ("checkpoints/ep0-ba8.pt", "checkpoints/latest", "summary.json", "weights.pt"):
+        (copy / name).unlink()
+    main([*options(), "--resume=runs/short"])
+    assert (copy / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
+    assert (copy / "summary.json").read_text() == (folder / "summary.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"resume": "runs/nowhere"}, "resume must be auto, a run's folder or a checkpoint, got 'runs/nowhere'"),
+        ({"resume": "runs/short", "drop-rate": 0.4}, "the settings must be those of the run that is resumed"),
+        ({"resume": "runs/short", "lr": 0.1}, "optimizers.0.groups.0.lr"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_in_one_line(
+    run: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, object],
+    message: str,
+) -> None:
+    folder, _ = run
+    monkeypatch.chdir(folder.parents[1])
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(options(**changed))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_auto_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="resume=auto must come with a run_name"):
+        locate("auto", None, "resnet50")
+    assert locate("auto", "mine", "resnet50") == ("mine", {"autoresume": True})
+    assert locate(None, "mine", "resnet50") == ("mine", {})
