@@ -26,8 +26,34 @@ def replace_rows(x: Tensor, chosen: np.ndarray, function: Callable[[Tensor], Ten
         A new batch of the shape of `x`.
     """
     runs = _Runs(chosen, dim)
-    rows, rest = _TakeRows.apply(x, runs)
+    rows, rest = _TakeRows.apply(x, runs, runs.put)
     return _PutRows.apply(rest, function(rows), runs)
+
+
+def add_to_rows(
+    x: Tensor,
+    chosen: np.ndarray,
+    shortcut: Callable[[Tensor], Tensor],
+    residual: Callable[[Tensor], Tensor],
+    alpha: float = 1.0,
+    dim: int = 0,
+) -> Tensor:
+    """``shortcut(x)`` for the whole batch, plus `alpha` times ``residual(rows)`` at the chosen rows.
+
+    Args:
+        x: A batch with N rows in dimension `dim`.
+        chosen: Booleans ``(N,)`` on the host, of which at least one and not all are true.
+        shortcut: Maps the N rows to N new rows.
+        residual: Maps the K chosen rows, in order, to K new rows of the shape of the shortcut's.
+        alpha: The factor of the residual.
+        dim: The dimension that counts the rows, before and after.
+
+    Returns:
+        A new batch of the shape of the shortcut's result.
+    """
+    runs = _Runs(chosen, dim)
+    rows, rest = _TakeRows.apply(x, runs, runs.add)
+    return _AddRows.apply(shortcut(rest), residual(rows), alpha, runs)
 
 
 def take_rows(x: Tensor, chosen: np.ndarray, dim: int = 0) -> Tensor:
@@ -52,23 +78,30 @@ class _Runs:
         pieces[self.first :: 2] = rows.split(self.lengths[self.first :: 2], self.dim)
         return torch.cat(pieces, self.dim)
 
+    def add(self, whole: Tensor, rows: Tensor, alpha: float = 1.0) -> Tensor:
+        total = whole.to(torch.result_type(whole, rows), copy=True)
+        starts = np.cumsum([0, *self.lengths])[self.first : -1 : 2].tolist()
+        for start, piece in zip(starts, rows.split(self.lengths[self.first :: 2], self.dim), strict=True):
+            total.narrow(self.dim, start, piece.shape[self.dim]).add_(piece, alpha=alpha)
+        return total
 
-# The two functions belong together. The rest goes straight from one to the other, so its gradient at the
-# chosen rows may be anything: the gradients of the rows replace it. Kept apart, autograd would pad both
-# with zeros and add them. The gradients get the memory format of the values, since one gradient in
-# another format makes every operation before it convert (twice the time of a block in channels-last).
+
+# Autograd by itself would pad the gradients of rows and rest with zeros, in the contiguous format, and add
+# them. Where the rows are replaced, the rest's gradient at the chosen rows may be anything: that of the rows
+# takes its place. The gradients get the memory format of the values, since one gradient in another format
+# makes every operation before it convert (twice the time of a block in channels-last).
 
 
 class _TakeRows(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, runs: _Runs) -> tuple[Tensor, Tensor]:
-        ctx.runs, ctx.format = runs, _format_of(x)
+    def forward(ctx: Any, x: Tensor, runs: _Runs, join: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        ctx.join, ctx.format = join, _format_of(x)
         return runs.take(x), x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         rows, rest = (grad.contiguous(memory_format=ctx.format) for grad in grads)
-        return ctx.runs.put(rest, rows.to(rest.dtype)), None
+        return ctx.join(rest, rows.to(rest.dtype)), None, None
 
 
 class _PutRows(Function):
@@ -81,6 +114,21 @@ class _PutRows(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         grad = grads[0].contiguous(memory_format=ctx.format)
         return grad.to(ctx.dtypes[0]), ctx.runs.take(grad).to(ctx.dtypes[1]), None
+
+
+class _AddRows(Function):
+    @staticmethod
+    def forward(ctx: Any, shortcut: Tensor, residual: Tensor, alpha: float, runs: _Runs) -> Tensor:
+        ctx.runs, ctx.alpha = runs, alpha
+        ctx.format, ctx.dtypes = _format_of(shortcut), (shortcut.dtype, residual.dtype)
+        return runs.add(shortcut, residual, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad = grads[0].contiguous(memory_format=ctx.format)
+        rows = ctx.runs.take(grad)
+        rows = rows if ctx.alpha == 1 else rows * ctx.alpha
+        return grad.to(ctx.dtypes[0]), rows.to(ctx.dtypes[1]), None, None
 
 
 def _format_of(x: Tensor) -> torch.memory_format:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .block_types import BlockType, Branch, block_type_of
 from .plan import DropPlan, outside_of_graphs
 from .rates import check_rate
-from .rows import replace_rows, take_rows
+from .rows import add_to_rows, replace_rows, take_rows
 
 
 class StochasticBlock(nn.Module):
@@ -132,11 +132,11 @@ class StochasticBlock(nn.Module):
             return branch.run(self, x, scale, *args, **kwargs)
         dim = self.block_type.batch_dim(self)
         args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
-        shortcut = branch.shortcut(self, x)
-        residual = self._in_company(
-            take_rows(x, kept, dim), x, kept, lambda rows: branch.residual(self, rows, *args, **kwargs)
-        )
-        summed = replace_rows(shortcut, kept, lambda rows: torch.add(rows, residual, alpha=scale), dim)
+
+        def residual(rows: Tensor) -> Tensor:
+            return self._in_company(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
+
+        summed = add_to_rows(x, kept, lambda rest: branch.shortcut(self, rest), residual, scale, dim)
         return branch.after_sum(self, summed)
 
     def _in_company(self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:

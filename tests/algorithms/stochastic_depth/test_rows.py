@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from etude.algorithms.stochastic_depth.rows import replace_rows, take_rows
+from etude.algorithms.stochastic_depth.rows import add_to_rows, replace_rows, take_rows
 
 MASKS = ["1000", "0001", "0110", "1010", "0101", "1101"]
 
@@ -58,3 +58,61 @@ def test_gradients_keep_the_memory_format_of_the_values(text: str) -> None:
     (gradient,) = torch.autograd.grad(out, x, torch.randn(4, 3, 5, 5))  # a gradient in the other format
     assert gradient.is_contiguous(memory_format=torch.channels_last)
     assert hooked == [True]
+
+
+@pytest.mark.parametrize("text", MASKS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_adding_to_rows_equals_adding_zeros_elsewhere(text: str, memory_format: torch.memory_format) -> None:
+    chosen = mask(text)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+
+    out = add_to_rows(x, chosen, torch.cos, torch.sin, alpha=1.5)
+    assert out.is_contiguous(memory_format=memory_format)
+    (gradient,) = torch.autograd.grad((out * weight).sum(), x)
+    assert gradient.is_contiguous(memory_format=memory_format)
+
+    expected = x.cos() + 1.5 * x.sin() * torch.tensor(chosen)[:, None, None, None]
+    (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), x)
+    assert torch.allclose(out, expected, rtol=1e-12)
+    assert torch.allclose(gradient, expected_gradient, rtol=1e-12)
+
+
+@pytest.mark.parametrize("text", MASKS)
+def test_adding_to_rows_leaves_the_input_of_an_identity_shortcut_alone(text: str) -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    before, weight = x.detach().clone(), torch.randn(4, 3)
+    kept_weight = weight.clone()
+    out = add_to_rows(x, mask(text), lambda rest: rest, lambda rows: 2 * rows)
+    (gradient,) = torch.autograd.grad(out, x, weight)
+    factor = 1 + 2 * torch.tensor(mask(text))[:, None].float()
+    assert torch.equal(x, before)
+    assert torch.equal(weight, kept_weight)
+    assert torch.allclose(out, before * factor)
+    assert torch.allclose(gradient, weight * factor)
+
+
+def test_rows_are_added_along_another_dimension() -> None:
+    x = torch.randn(5, 4, 3)
+    out = add_to_rows(x, mask("0110"), lambda rest: rest, lambda rows: torch.ones_like(rows), dim=1)
+    assert torch.equal(out[:, [0, 3]], x[:, [0, 3]])
+    assert torch.equal(out[:, 1:3], x[:, 1:3] + 1)
+
+
+@pytest.mark.parametrize("types", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_the_sum_of_two_types_has_the_wider_one(types: tuple[torch.dtype, torch.dtype]) -> None:
+    """As under autocast, where the residual comes in half precision."""
+    x = torch.randn(4, 3, dtype=types[0], requires_grad=True)
+    out = add_to_rows(x, mask("0110"), lambda rest: rest, lambda rows: rows.to(types[1]))
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == types[0]
+    assert torch.equal(x.grad[:, 0].float(), torch.tensor([1.0, 2.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("text", MASKS)
+def test_gradients_have_gradients(text: str) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda t: add_to_rows(t, mask(text), torch.cos, torch.sin, alpha=1.5), x)
+    assert torch.autograd.gradgradcheck(lambda t: replace_rows(t, mask(text), torch.sin), x)

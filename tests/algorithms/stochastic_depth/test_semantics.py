@@ -249,6 +249,21 @@ def test_channels_last_is_kept(method: str) -> None:
     assert all(formats)
 
 
+def test_a_block_with_a_projection_keeps_the_gradients_channels_last() -> None:
+    """In another format they would make every operation before the block convert."""
+    downsample = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    model = nn.Sequential(Bottleneck(8, 4, downsample=downsample)).to(memory_format=torch.channels_last)
+    cf.apply_stochastic_depth(model, stochastic_method="sample", drop_rate=0.5, draws="balanced")
+    x = torch.randn(4, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    fractions = set()
+    for _ in range(8):
+        out = model(x)
+        (gradient,) = torch.autograd.grad(out, x, torch.ones_like(out))
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+        fractions.update(cf.stochastic_blocks(model)[0].drop_plan.dropped_fractions())
+    assert fractions == {0.5}
+
+
 def test_calling_a_part_of_the_model_in_training_is_refused_at_any_time() -> None:
     model = cf.apply_stochastic_depth(tiny_resnet())
     x = torch.randn(2, 3, 6, 6)
