@@ -42,6 +42,7 @@ class State:
         microbatch_num_samples: Rows of the microbatch at hand.
         outputs: What the model made of `batch`.
         loss: The loss of `outputs`, before it is scaled for accumulation.
+        num_nonfinite_steps: How many steps in a row were left out, as their loss was NaN or infinite.
         eval_metrics: Results of the latest evaluation by name.
         evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
         settings: What the run was started with, as plain values.
@@ -69,6 +70,7 @@ class State:
     microbatch_num_samples: int = 0
     outputs: Any = None
     loss: Tensor | None = None
+    num_nonfinite_steps: int = 0
     eval_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1
     settings: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +88,11 @@ class State:
         """Whether `max_duration` is reached."""
         assert self.max_duration is not None, "only a state that trains can be asked"
         return self.timestamp.get(self.max_duration.unit) >= self.max_duration
+
+    @property
+    def is_at_end_of_epoch(self) -> bool:
+        """Whether all batches of the running epoch are finished; False where its length is not known."""
+        return self.timestamp.batch_in_epoch == self.batches_per_epoch
 
     def get_elapsed_duration(self) -> Time:
         """The finished fraction of the training, in ``dur``, to the batch."""

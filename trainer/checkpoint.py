@@ -31,6 +31,7 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
         "timestamp": state.timestamp.state_dict(),
         "evaluated_at": state.evaluated_at,
         "eval_metrics": dict(state.eval_metrics),
+        "num_nonfinite_steps": state.num_nonfinite_steps,
         "device_train_microbatch_size": state.device_train_microbatch_size,
         "model": dict(state.model.state_dict()),
         "optimizers": _states(state.optimizers),
@@ -62,6 +63,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         timestamp = _timestamp(contents["timestamp"], state)
         evaluated_at = _whole("evaluated_at", contents["evaluated_at"], -1, timestamp.batch)
         eval_metrics = {str(name): float(value) for name, value in contents["eval_metrics"].items()}
+        num_nonfinite_steps = _whole("num_nonfinite_steps", contents["num_nonfinite_steps"], 0, timestamp.batch)
         microbatch_size = _microbatch_size(contents["device_train_microbatch_size"])
         _check_same_shapes(contents["model"], state.model)
         with generators_kept():
@@ -71,12 +73,14 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
             *_pairs(contents["optimizers"], state.optimizers, "optimizers"),
             *_pairs(contents["schedulers"], state.schedulers, "schedulers"),
             *_pairs_by_name(contents["callbacks"], state.callbacks),
-            *([(state.scaler, contents["scaler"])] if state.scaler.is_enabled() else []),
+            *([(state.scaler, _numbers(contents["scaler"]))] if state.scaler.is_enabled() else []),
         ]
         files = _pairs_by_name(contents["loggers"], logger.destinations)
         for thing, saved in pairs:
             before.append((thing, deepcopy(thing.state_dict())))
             thing.load_state_dict(saved)
+        for optimizer in state.optimizers:
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # or a scheduler would say it comes too early
         # Last, as it cuts off what the files of the run hold after this moment; weights that fit do not fail.
         for destination, saved in files:
             destination.load_state_dict(saved)
@@ -89,7 +93,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
             raise
         raise ValueError(f"the checkpoint does not hold what a run needs: {error!r}") from error
     state.timestamp, state.evaluated_at, state.eval_metrics = timestamp, evaluated_at, eval_metrics
-    state.device_train_microbatch_size = microbatch_size
+    state.device_train_microbatch_size, state.num_nonfinite_steps = microbatch_size, num_nonfinite_steps
 
 
 def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> None:
@@ -190,6 +194,12 @@ def _timestamp(saved: Mapping[str, Any], state: State) -> Timestamp:
     _whole("sample_in_epoch", counts["sample_in_epoch"], 0, counts["sample"])
     _whole("epoch", counts["epoch"], 0, counts["batch"])
     return Timestamp(**counts)
+
+
+def _numbers(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    if wrong := [name for name, value in saved.items() if type(value) not in (int, float)]:
+        raise ValueError(f"{wrong[0]} in a checkpoint must be a number, got {saved[wrong[0]]!r:.100}")
+    return saved
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

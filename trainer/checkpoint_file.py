@@ -12,7 +12,7 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,7 +155,7 @@ def candidates(folder: Path) -> list[Path]:
     The newest has the highest batch, then the highest epoch, in its name.
     """
     latest = read_pointer(folder, "latest")
-    return sorted(_newest_first(folder), key=lambda path: path.name != latest)
+    return sorted(newest_first(folder), key=lambda path: path.name != latest)
 
 
 def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -207,13 +207,14 @@ def remove_old(folder: Path, keep: int, protected: Collection[str]) -> None:
         ValueError: If `keep` is negative or not whole.
     """
     _check_whole("keep", keep)
-    for path in _newest_first(folder)[keep:]:
+    for path in newest_first(folder)[keep:]:
         if path.name not in protected:
             path.unlink(missing_ok=True)
             remove_shards(path)
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder; the newest has the highest batch, then the highest epoch, in its name."""
     found = []
     for path in folder.iterdir() if folder.exists() else ():
         match = CHECKPOINT_NAME.fullmatch(path.name)
@@ -268,7 +269,7 @@ def _check_loadable(value: Any, place: str) -> None:
     kind = type(value)
     if kind in _PLAIN or (kind is int and (value if value >= 0 else ~value).bit_length() <= _MAX_INT_BITS):
         return
-    if kind in (dict, OrderedDict):
+    if kind in (dict, OrderedDict, Counter):
         for key in value:
             if type(key) not in (str, int, float, bool):
                 raise TypeError(

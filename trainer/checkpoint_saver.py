@@ -10,7 +10,15 @@ from typing import Any, Literal
 from ..engine import Callback, Logger, State, Time, TimeUnit
 from . import distributed
 from .checkpoint import contents_of
-from .checkpoint_file import CHECKPOINT_NAME, checkpoint_name, remove_old, remove_stale, set_pointer, write_checkpoint
+from .checkpoint_file import (
+    CHECKPOINT_NAME,
+    checkpoint_name,
+    newest_first,
+    remove_old,
+    remove_stale,
+    set_pointer,
+    write_checkpoint,
+)
 from .checks import check_save_interval
 from .shards import remove_shards, write_shards
 
@@ -72,6 +80,25 @@ class CheckpointSaver(Callback):
         if self._best_metric is not None and state.eval_dataloader is None:
             raise ValueError(
                 f'best must come with an eval_dataloader to have an effect, got "{self._best_mode}:{self._best_metric}"'
+            )
+
+    def check_folder(self, start: Path | None, autoresume: bool) -> None:
+        """Refuse a folder with checkpoints that are not of the run's past: they would count as its newest.
+
+        Args:
+            start: The checkpoint that the run starts from; None if it begins anew.
+            autoresume: Whether the folder's own checkpoints were looked into for it.
+
+        Raises:
+            FileExistsError: If there are some.
+        """
+        found = [path for path in newest_first(self.folder) if not autoresume]
+        if start is not None and start.parent == self.folder:
+            found = found[: found.index(start)] if start in found else []
+        if found:
+            raise FileExistsError(
+                f"save_folder must not hold checkpoints of another run, or later ones than the run starts from, got "
+                f"{found[0]}; autoresume=True goes on from it"
             )
 
     def fit_start(self, state: State, logger: Logger) -> None:

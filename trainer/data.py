@@ -1,12 +1,8 @@
 """Reads dataloaders so that a run can stop and go on anywhere, and shares every batch out to the ranks."""
 
-import atexit
 import copy
 import logging
-import signal
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import cache
 from itertools import accumulate, count
 from typing import Any
 
@@ -16,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from . import batches
 from .reproducibility import generators_kept, hashed_seeds, seed_generators
+from .workers import WorkerInit, end_workers, tracked
 
 _log = logging.getLogger(__name__)
 
@@ -96,18 +93,27 @@ class EpochReader:
         parts = [self._part(epoch, first, batch) for first, batch in zip(firsts, plan, strict=False)][start:]
         self._requests.of_epoch = [part[-1] for part in parts] if _draws_nothing(self._dataloader) else parts
         loader.generator.manual_seed(hashed_seeds(self._seed, epoch)[1])
-        iterator = _tracked(iter(loader))
+        iterator = tracked(iter(loader))
         try:
             if self._world_size == 1:
-                for batch in iterator:
+                for batch in self._handed_over(iterator):
                     yield batch, batches.num_samples(batch)
             else:
-                for part, indices, batch in zip(parts, plan[start:], iterator, strict=True):
+                for part, indices, batch in zip(parts, plan[start:], self._handed_over(iterator), strict=True):
                     self._check_rows(batch, len(part[-1]))
                     yield batch, len(indices)
         finally:
             if not loader.persistent_workers:
-                _end_workers(iterator)
+                end_workers(iterator)
+
+    def _handed_over(self, iterator: Any) -> Iterator[Any]:
+        """The batches, with a clear error where a worker dies while it hands one over."""
+        try:
+            yield from iterator
+        except (ConnectionError, EOFError) as error:
+            if all(worker.is_alive() for worker in getattr(iterator, "_workers", ())):
+                raise
+            raise RuntimeError(f"a worker of {self._name} died while it handed over a batch") from error
 
     def _list_batches(self, epoch: int) -> list[list[Any]]:
         """The samples of every batch of an epoch, over all ranks."""
@@ -152,7 +158,7 @@ class EpochReader:
                 with generators_kept(own):
                     seed_generators(self._seed, epoch, _READ, number, own=own)
                     if iterator is None:
-                        iterator = _tracked(iter(source))
+                        iterator = tracked(iter(source))
                     batch = next(iterator, _END)
                 if batch is _END:
                     self._check_start(start, number, epoch)
@@ -160,7 +166,7 @@ class EpochReader:
                 if number >= start:
                     yield batch, batches.num_samples(batch)
         finally:
-            _end_workers(iterator)
+            end_workers(iterator)
 
     def _check_start(self, start: int, length: int, epoch: int) -> None:
         if not 0 <= start <= length:
@@ -198,7 +204,7 @@ class _SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any], seed: int) -> None:
-        self.dataset, self._collate_fn, self._seed = dataset, collate_fn, seed
+        self.user_dataset, self._collate_fn, self._seed = dataset, collate_fn, seed
 
     def __getitems__(self, request: tuple[int, int, list[Any]]) -> Any:
         if get_worker_info() is not None:  # nobody else draws in a worker
@@ -210,24 +216,8 @@ class _SeededDataset(Dataset[Any]):
         samples = []
         for number, index in enumerate(indices, first):
             seed_generators(self._seed, epoch, _SAMPLE, number)
-            samples.append(self.dataset[index])
+            samples.append(self.user_dataset[index])
         return self._collate_fn(samples)  # and draws on from where the last sample has left the generators
-
-
-class _WorkerInit:
-    """Makes a worker ignore the signals that end a run, as the step that they find running needs its batch."""
-
-    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
-        self._worker_init_fn = worker_init_fn
-
-    def __call__(self, worker_id: int) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        info: Any = get_worker_info()
-        if isinstance(info.dataset, _SeededDataset):  # user code looks here for its own dataset; the info is frozen
-            object.__setattr__(info, "dataset", info.dataset.dataset)
-        if self._worker_init_fn is not None:
-            self._worker_init_fn(worker_id)
 
 
 def _is_map_style(dataloader: Any) -> bool:
@@ -268,7 +258,7 @@ def _rebuilt(dataloader: Any, requests: _Requests, seed: int) -> DataLoader[Any]
         num_workers=dataloader.num_workers,
         pin_memory=dataloader.pin_memory,
         timeout=dataloader.timeout,
-        worker_init_fn=_WorkerInit(dataloader.worker_init_fn),
+        worker_init_fn=WorkerInit(dataloader.worker_init_fn),
         multiprocessing_context=dataloader.multiprocessing_context,
         generator=torch.Generator(),  # or making an iterator would draw from the global one
         prefetch_factor=dataloader.prefetch_factor,
@@ -286,7 +276,7 @@ def _with_new_workers(dataloader: Any) -> Any:
         return dataloader
     dataloader = copy.copy(dataloader)
     dataloader._iterator = None
-    dataloader.worker_init_fn = _WorkerInit(dataloader.worker_init_fn)
+    dataloader.worker_init_fn = WorkerInit(dataloader.worker_init_fn)
     return dataloader
 
 
@@ -360,35 +350,3 @@ def _check_sizes(sampler: Any, name: str, world_size: int) -> None:
             f"{name} must have a last batch with a row for each of world_size={world_size} ranks, got {rest} left of "
             f"{len(inner)} samples in batches of {size}; use drop_last=True or another batch_size"
         )
-
-
-def _tracked(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Make sure that workers of an iterator which is still open when python exits are ended."""
-    if getattr(iterator, "_workers", None):
-        _open_iterators.add(iterator)
-        _end_workers_at_exit()
-    return iterator
-
-
-def _end_workers(iterator: Any) -> None:
-    """End the workers of a DataLoader's iterator, if it has any. To be killed is all they do not ignore."""
-    if getattr(iterator, "_workers", None):
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            if worker.is_alive():
-                worker.kill()
-
-
-def _end_all_workers() -> None:
-    for iterator in tuple(_open_iterators):
-        _end_workers(iterator)
-
-
-@cache
-def _end_workers_at_exit() -> None:
-    # multiprocessing waits at exit, for ever, for workers that ignore being terminated. What is registered last is
-    # called first.
-    atexit.register(_end_all_workers)
-
-
-_open_iterators: weakref.WeakSet[Iterator[Any]] = weakref.WeakSet()

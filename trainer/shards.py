@@ -41,7 +41,7 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
         the same contents if there are none.
     """
     tensors: dict[str, Tensor] = {}
-    marked = _marked(contents, "", tensors)
+    marked = {**contents, **{name: _marked(contents[name], name, tensors) for name in ("model", "optimizers")}}
     if not tensors:
         return contents
     import torch.distributed.checkpoint as dcp

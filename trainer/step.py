@@ -59,7 +59,6 @@ class TrainStep:
         self._precision = precision
         self._halve_microbatches = halve_microbatches
         self._max_nonfinite_steps = max_nonfinite_steps
-        self._num_nonfinite_steps = 0  # in a row
         self._does_step_schedulers = step_schedulers
         self._synchronizer = synchronizer
 
@@ -202,14 +201,14 @@ class TrainStep:
     def _check_finite(self, loss: Tensor, snapshot: Snapshot | None) -> None:
         """Leave out the update of a step whose loss is NaN or infinite, as long as that is allowed."""
         if math.isfinite(loss.item()):
-            self._num_nonfinite_steps = 0
+            self._state.num_nonfinite_steps = 0
             return
-        self._num_nonfinite_steps += 1
+        self._state.num_nonfinite_steps += 1
         self._state.model.zero_grad(set_to_none=True)
         step = self._state.timestamp.batch
         if snapshot is not None:
             snapshot.restore_buffers()
-        if self._num_nonfinite_steps > self._max_nonfinite_steps:
+        if self._state.num_nonfinite_steps > self._max_nonfinite_steps:
             raise FloatingPointError(
                 f"the loss of step {step} is {loss.item()}, and max_nonfinite_steps={self._max_nonfinite_steps} allows "
                 f"for no more such steps in a row; parameters and optimizers are as they were before the step"

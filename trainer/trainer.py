@@ -166,6 +166,8 @@ class Trainer:
             )
         found = find_checkpoint(None if self._saver is None else self._saver.folder, load_path, autoresume)
         with distributed.all_or_none():
+            if self._saver is not None:
+                self._saver.check_folder(found and found[0], autoresume)
             destinations = list(checks.as_sequence(loggers, LoggerDestination, "loggers"))
             if run_name is not None:
                 folder = Path("runs") / checks.check_run_name(run_name)
@@ -190,6 +192,7 @@ class Trainer:
         state.settings = describe(
             state,
             precision=precision,
+            step_schedulers_every_batch=step_schedulers_every_batch,
             eval_interval=str(self._eval_interval),
             deterministic_mode=deterministic_mode,
             sync_batchnorm=sync_batchnorm,
@@ -269,11 +272,13 @@ class Trainer:
         run_event(Event.FIT_START)
         self._restore_generators()  # and after it, as it may draw from them
         self._loaded = None
-        while not state.is_finished:
+        while not state.is_finished or state.is_at_end_of_epoch:
             self._train_epoch(listener)
         if self._eval_reader is not None and state.evaluated_at != state.timestamp.batch:
             self._evaluate()
         run_event(Event.FIT_END)
+        if listener is not None and listener.received:  # after the last step: there is nothing to agree on
+            raise TrainingInterrupted(listener.received)
 
     def _train_epoch(self, listener: SignalListener | None) -> None:
         """Train an epoch to its end, or what is left of one that was resumed in its middle."""
@@ -291,7 +296,7 @@ class Trainer:
             if is_interrupted:
                 self._stop(listener)
             if state.is_finished:
-                exhausted = state.timestamp.batch_in_epoch == state.batches_per_epoch
+                exhausted = state.is_at_end_of_epoch
                 break
         if state.timestamp.batch_in_epoch == 0:
             raise ValueError("train_dataloader must yield at least one batch per epoch, it yielded none")
