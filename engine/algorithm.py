@@ -34,13 +34,13 @@ class Algorithm(ABC):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """Whether a step may leave parameters without a gradient (parallel training asks)."""
+        """Whether a step may leave parameters without a gradient; by `ranks_may_differ` others on each rank."""
         return False
 
     @property
     def ranks_may_differ(self) -> bool:
         """Whether these parameters may be others on each rank (parallel training asks)."""
-        return False
+        return self.find_unused_parameters
 
     @property
     def depends_on_duration(self) -> bool:

@@ -49,6 +49,14 @@ class Logger:
             destination.log_hyperparameters(hyperparameters)
 
     def log_metrics(self, metrics: Mapping[str, Metric]) -> None:
-        """Log measurements under the number of batches finished so far."""
+        """Log measurements under the number of batches finished so far.
+
+        A tensor that is sharded over ranks is put together first, so all ranks must log it.
+        """
+        metrics = {name: _whole(value) for name, value in metrics.items()}
         for destination in self.destinations:
             destination.log_metrics(metrics, self._state.timestamp.batch)
+
+
+def _whole(value: Metric) -> Metric:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -34,6 +34,7 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
         "num_nonfinite_steps": state.num_nonfinite_steps,
         "device_train_microbatch_size": state.device_train_microbatch_size,
         "model": dict(state.model.state_dict()),
+        "buffers": _other_buffers(state.model),
         "optimizers": _states(state.optimizers),
         "schedulers": _states(state.schedulers),
         "scaler": state.scaler.state_dict(),
@@ -68,6 +69,8 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         _check_same_shapes(contents["model"], state.model)
         with generators_kept():
             restore_generators(contents, torch.device("cpu"))
+        buffers = _other_buffers(state.model)
+        _check_same_forms(contents["buffers"], buffers)
         pairs = [
             *_pairs(_of_this_rank(contents)["algorithms"], state.algorithms, "algorithms"),
             *_pairs(contents["optimizers"], state.optimizers, "optimizers"),
@@ -85,6 +88,8 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         for destination, saved in files:
             destination.load_state_dict(saved)
         _load_weights(contents, state.model)
+        for name, buffer in buffers.items():
+            buffer.copy_(contents["buffers"][name])
     except Exception as error:
         for thing, kept in before:
             with suppress(Exception):  # who has refused what was saved may refuse his own, too
@@ -169,10 +174,19 @@ def _pairs_by_name(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) ->
     return [(thing, states[name].pop(0)) for thing in things if states.get(name := type(thing).__name__)]
 
 
+def _other_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are not among the weights, as their module does not want them in files for others."""
+    weights = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in weights}
+
+
 def _check_same_shapes(saved: Any, model: nn.Module) -> None:
+    _check_same_forms(saved, model.state_dict())
+
+
+def _check_same_forms(saved: Any, own: Mapping[str, Any]) -> None:
     if not isinstance(saved, dict):
         raise ValueError(f"the weights in a checkpoint must be a dictionary, got a {type(saved).__name__}")
-    own = model.state_dict()
     for name, tensor in own.items():
         if isinstance(tensor, Tensor) and (found := _form(saved.get(name))) != _form(tensor):
             raise ValueError(f"the checkpoint must fit the model, {name!r} has {_form(tensor)}, got {found}")

@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from .shards import check_shards, remove_shards
+from .shards import check_shards, remove_shards, remove_unused_shards
 
 VERSION = 1
 CHECKPOINT_NAME = re.compile(r"ep(0|[1-9][0-9]*)-ba(0|[1-9][0-9]*)\.pt")
@@ -193,6 +193,7 @@ def remove_stale(folder: Path) -> None:
         match = _TEMPORARY_NAME.fullmatch(path.name)
         if match and path.is_file() and not _is_another_process(int(match[1])):
             path.unlink(missing_ok=True)
+    remove_unused_shards(folder)
 
 
 def remove_old(folder: Path, keep: int, protected: Collection[str]) -> None:

@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from .checkpoint_file import (
     set_pointer,
     write_checkpoint,
 )
-from .checks import check_save_interval
+from .checks import check_num_checkpoints_to_keep, check_save_interval
 from .shards import remove_shards, write_shards
 
 _log = logging.getLogger(__name__)
@@ -92,9 +93,9 @@ class CheckpointSaver(Callback):
         Raises:
             FileExistsError: If there are some.
         """
-        found = [path for path in newest_first(self.folder) if not autoresume]
-        if start is not None and start.parent == self.folder:
-            found = found[: found.index(start)] if start in found else []
+        found = [] if autoresume else newest_first(self.folder)
+        if start is not None and _is_in(start, self.folder):
+            found = list(takewhile(lambda path: path.name != start.name, found))  # what is newer
         if found:
             raise FileExistsError(
                 f"save_folder must not hold checkpoints of another run, or later ones than the run starts from, got "
@@ -110,7 +111,7 @@ class CheckpointSaver(Callback):
         self._clock = time.monotonic()
         self._periods = self._count_periods(state)
         if self._saved_at is None:
-            self.save(state, logger, is_first=True)
+            self.save(state, logger, must_succeed=True)
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """See whether this evaluation is the best."""
@@ -138,13 +139,18 @@ class CheckpointSaver(Callback):
         """Save the end of training."""
         self.save_once(state, logger)
 
-    def save_once(self, state: State, logger: Logger) -> None:
+    def save_once(self, state: State, logger: Logger, *, must_succeed: bool = False) -> None:
         """Save unless this moment is saved already."""
         if self._saved_at != _moment(state) or self._is_better:
-            self.save(state, logger)
+            self.save(state, logger, must_succeed=must_succeed)
 
-    def save(self, state: State, logger: Logger, *, is_first: bool = False) -> None:
+    def save(self, state: State, logger: Logger, *, must_succeed: bool = False) -> None:
         """Save now. All ranks must call it together.
+
+        Args:
+            state: Of the run.
+            logger: Of the run.
+            must_succeed: Whether a full disk is an error whatever `on_full_disk` says.
 
         Raises:
             OSError: If the file cannot be written; for a full disk only if that is to stop the training.
@@ -159,7 +165,7 @@ class CheckpointSaver(Callback):
             return
         if is_better:
             self._best_value, self._best_name = self._best_before
-        if is_first or self.on_full_disk == "stop" or getattr(error, "errno", None) not in _NO_SPACE:
+        if must_succeed or self.on_full_disk == "stop" or getattr(error, "errno", None) not in _NO_SPACE:
             error.add_note(f"while saving {self.folder / name}; earlier checkpoints are kept")
             raise error
         if distributed.rank() == 0:
@@ -179,9 +185,18 @@ class CheckpointSaver(Callback):
         is_same = state["best"] == f"{self._best_mode}:{self._best_metric}"
         self._best_value, self._best_name = (value, name) if is_same else (None, None)
 
-    def has_loaded(self, state: State) -> None:
-        """Take note that the moment at hand comes from a checkpoint in the folder."""
-        self._saved_at = _moment(state)
+    def has_loaded(self, state: State, path: Path) -> None:
+        """Take note of the checkpoint that the run goes on from."""
+        if _is_in(path, self.folder):
+            self._saved_at = _moment(state)
+        if self._best_name is not None and not (self.folder / self._best_name).is_file():
+            self._best_value, self._best_name = None, None  # it lies in another folder: here, the next one is the best
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, which must be the same on all ranks."""
+        best = f"{self._best_mode}:{self._best_metric}"
+        interval = str(self.interval)
+        return {"interval": interval, "num_to_keep": self.num_to_keep, "best": best, "on_full_disk": self.on_full_disk}
 
     def _save_if_due(self, state: State, logger: Logger) -> None:
         periods = self._count_periods(state)
@@ -219,6 +234,28 @@ class CheckpointSaver(Callback):
         except Exception as error:
             return error
         return None
+
+
+def with_saver(
+    callbacks: tuple[Callback, ...],
+    folder: str | Path | None,
+    interval: str | Time | None,
+    num_to_keep: int | None,
+) -> tuple[tuple[Callback, ...], CheckpointSaver | None]:
+    """The callbacks with the one that saves checkpoints at their end, and that one itself."""
+    interval = check_save_interval(interval, folder)
+    num_to_keep = check_num_checkpoints_to_keep(num_to_keep, folder)
+    savers = [callback for callback in callbacks if isinstance(callback, CheckpointSaver)]
+    if folder is not None:
+        savers.append(CheckpointSaver(folder, interval, num_to_keep=num_to_keep))
+    if len(savers) > 1:
+        raise ValueError("save_folder and callbacks must give at most one CheckpointSaver, got several")
+    others = [callback for callback in callbacks if callback not in savers]
+    return (*others, *savers), savers[0] if savers else None
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.resolve().parent == folder.resolve()
 
 
 def _moment(state: State) -> tuple[int, int]:

@@ -42,6 +42,7 @@ class EpochReader:
         world_size: How many parts every batch has. Several ranks see the batches that a single one sees.
         for_training: Whether to refuse batches that cannot be shared out. For evaluation they are joined to a
             neighbour instead, so that every sample is read exactly once on any number of ranks.
+        equal_shares: Whether every rank must get as many rows of every batch.
 
     Raises:
         ValueError: If batches come in any order (``in_order=False``) or cannot be shared out.
@@ -56,13 +57,15 @@ class EpochReader:
         rank: int = 0,
         world_size: int = 1,
         for_training: bool,
+        equal_shares: bool = False,
     ) -> None:
         if isinstance(dataloader, DataLoader) and dataloader.num_workers and not dataloader.in_order:
             raise ValueError(f"{name} must have in_order=True, or no run could be repeated or resumed, got False")
         if world_size > 1:
-            _check_shares(dataloader, name, world_size, for_training)
+            _check_shares(dataloader, name, world_size, for_training, equal_shares)
         self._dataloader, self._name, self._seed = dataloader, name, seed
         self._rank, self._world_size, self._for_training = rank, world_size, for_training
+        self._equal_shares = equal_shares
         self._requests = _Requests()
         self._loader = _rebuilt(dataloader, self._requests, seed) if _is_map_style(dataloader) else None
 
@@ -125,6 +128,11 @@ class EpochReader:
         if self._world_size > 1 and not self._for_training:
             plan = _joined(plan, self._world_size)
         for number, indices in enumerate(plan):
+            if self._equal_shares and len(indices) % self._world_size:
+                raise ValueError(
+                    f"{self._name} must have batches that world_size={self._world_size} divides, "
+                    f"batch {number} of epoch {epoch} has {len(indices)} rows; use drop_last=True"
+                )
             if len(indices) < self._world_size:
                 raise ValueError(
                     f"{self._name} must have batches of at least world_size={self._world_size} rows, "
@@ -314,7 +322,7 @@ def _joined(plan: list[list[Any]], least: int) -> list[list[Any]]:
     return joined
 
 
-def _check_shares(dataloader: Any, name: str, world_size: int, for_training: bool) -> None:
+def _check_shares(dataloader: Any, name: str, world_size: int, for_training: bool, equal: bool) -> None:
     """Refuse what is known beforehand not to give every rank its share of every batch."""
     if not _is_map_style(dataloader):
         raise ValueError(
@@ -332,10 +340,10 @@ def _check_shares(dataloader: Any, name: str, world_size: int, for_training: boo
                 f"{name} must have at least one sample for each of world_size={world_size} ranks, got {len(samples)}"
             )
     if for_training:
-        _check_sizes(dataloader.batch_sampler, name, world_size)
+        _check_sizes(dataloader.batch_sampler, name, world_size, equal)
 
 
-def _check_sizes(sampler: Any, name: str, world_size: int) -> None:
+def _check_sizes(sampler: Any, name: str, world_size: int, equal: bool) -> None:
     size = getattr(sampler, "batch_size", None)
     if not isinstance(size, int):
         return
@@ -345,6 +353,11 @@ def _check_sizes(sampler: Any, name: str, world_size: int) -> None:
     if getattr(sampler, "drop_last", True) or not isinstance(inner, Sized):
         return
     rest = len(inner) % size
+    if equal and rest % world_size:
+        raise ValueError(
+            f"{name} must have a last batch that world_size={world_size} divides, as microbatches with "
+            f"parallelism='fsdp' or sync_batchnorm need it, got {rest} left of {len(inner)} samples; use drop_last=True"
+        )
     if 0 < rest < world_size:
         raise ValueError(
             f"{name} must have a last batch with a row for each of world_size={world_size} ranks, got {rest} left of "

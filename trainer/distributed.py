@@ -5,9 +5,11 @@ Every function also works in a process that is alone, where there is nobody to t
 
 import atexit
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +18,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_timeout = timedelta(minutes=5)
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+
+
+_LOST = re.compile("connection|timed? ?out|gloo|nccl|remote process", re.IGNORECASE)
 
 
 class RankLostError(RuntimeError):
@@ -37,9 +43,12 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
         ValueError: If there is no GPU for this rank.
         RuntimeError: If torch was built without the backend.
     """
-    if not _is_joined() and (not _is_launched() or int(os.environ["WORLD_SIZE"]) == 1):
+    _check_launch()
+    if not _is_joined() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     device = _own_gpu(device) if device.type == "cuda" else device
+    global _timeout
+    _timeout = timedelta(seconds=timeout)
     if _is_joined():
         return device
     needed = ["gloo", "nccl"] if device.type == "cuda" else ["gloo"]
@@ -48,7 +57,7 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
             raise RuntimeError(f"training on several processes needs torch with the backend {backend}, got one without")
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=timeout),
+        timeout=_timeout,
         device_id=device if device.type == "cuda" else None,
         **_meeting_place(timeout),
     )
@@ -72,7 +81,7 @@ def gather(value: T) -> list[T]:
         return [value]
     values: list[Any] = [None] * world_size()
     with explained():
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=_talk())
     return values
 
 
@@ -82,7 +91,7 @@ def from_rank_zero(value: T) -> T:
         return value
     values = [value]
     with explained():
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=_talk())
     return values[0]
 
 
@@ -92,7 +101,7 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
     with explained():
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=_talk())
     return sums.tolist()
 
 
@@ -100,15 +109,18 @@ def copy_from_rank_zero(tensors: Iterable[Tensor]) -> None:
     """Give the tensors of all ranks the values of rank 0, in place."""
     if world_size() == 1:
         return
-    kinds: dict[Any, list[Tensor]] = {}
+    devices: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        devices.setdefault(tensor.device, []).append(tensor.detach())
     with torch.no_grad(), explained():
-        for group in kinds.values():
-            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        for group in devices.values():
+            # As bytes, since not every number format can be sent.
+            parts = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in group]
+            flat = torch.cat(parts)
             dist.broadcast(flat, src=0)
-            for tensor, values in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-                tensor.copy_(values.view_as(tensor))
+            for tensor, part in zip(group, flat.split([part.numel() for part in parts]), strict=True):
+                # A part may begin where its number format must not: the copy does not.
+                tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
 
 
 @contextmanager
@@ -137,7 +149,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if not _LOST.search(str(error)):
             raise
         raise RankLostError(
             f"rank {rank()} of {world_size()} got no answer: another process of this training has ended or hangs "
@@ -166,8 +178,10 @@ def _meeting_place(timeout: float) -> dict[str, Any]:
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this rank's number on its machine, made the current one."""
-    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    """The GPU of this rank on its machine, made the current one."""
+    number, count = int(os.environ.get("LOCAL_RANK", device.index or 0)), torch.cuda.device_count()
+    if count == 1:
+        number = 0  # where each process is shown its own GPU only
     if device.index not in (None, number):
         raise ValueError(f'device must be "gpu" on several processes, each of which takes its own, got "{device}"')
     if number >= count:
@@ -176,8 +190,21 @@ def _own_gpu(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-def _is_launched() -> bool:
-    return all(name in os.environ for name in _LAUNCHED)
+@cache
+def _talk() -> Any:
+    """The group in which ranks tell each other things, apart from that in which they send gradients."""
+    return dist.new_group(backend="gloo", timeout=_timeout)
+
+
+def _check_launch() -> None:
+    """Refuse to train alone what was started as one of several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_joined():
+        return
+    if missing := [name for name in _LAUNCHED if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} must come with {', '.join(missing)} in the environment, as "
+            "torchrun sets them, or the processes would not find each other"
+        )
 
 
 def _is_joined() -> bool:

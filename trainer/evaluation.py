@@ -1,7 +1,7 @@
 """Evaluation: the mean loss and the metrics over all samples of all ranks."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,9 +50,9 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
         if count == 0:
             raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
         total, samples = distributed.sum_over_ranks([float(loss), count])
-        with distributed.explained() if state.world_size > 1 else nullcontext():
-            results = {f"metrics/eval/{name}": float(metric.compute()) for name, metric in metrics.items()}
-        state.eval_metrics = {"loss/eval/total": total / samples, **results}
+        results = {f"metrics/eval/{name}": float(metric.compute()) for name, metric in metrics.items()}
+        # All ranks decide by these numbers, so that the last bit must be the same.
+        state.eval_metrics = distributed.from_rank_zero({"loss/eval/total": total / samples, **results})
         state.evaluated_at = state.timestamp.batch
         engine.logger.log_metrics(state.eval_metrics)
         run_event(Event.EVAL_END)

@@ -52,6 +52,12 @@ class GradientSynchronizer:
         self._is_last_backward = not self._ranks_may_differ
         self._missing = Counter({number: len(unit) for number, unit in enumerate(self._units)})
 
+    def fingerprint(self) -> int:
+        """A hash of which parameters have gradients, if all ranks must have the same; otherwise 0."""
+        if self._ranks_may_differ:
+            return 0
+        return hash(tuple(parameter.grad is None for parameter in self._unit_of)) % 2**52  # a float holds it exactly
+
     def finish(self) -> None:
         """Wait until all gradients of the step are averaged.
 
@@ -72,7 +78,7 @@ class GradientSynchronizer:
         self._sent.clear()
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the parameters."""
         for hook in self._hooks:
             hook.remove()
 

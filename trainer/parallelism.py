@@ -21,15 +21,28 @@ class Synchronizer(Protocol):
     def begin_last_backward(self) -> None:
         """Say that the gradients of the step will be complete after the backward that comes next."""
 
+    def fingerprint(self) -> int:
+        """A hash of which parameters have gradients, if all ranks must have the same; otherwise 0."""
+
     def finish(self) -> None:
         """Wait until all gradients of the step are averaged."""
 
+    def close(self) -> None:
+        """Let go of the model."""
 
-def check_parallelism(parallelism: str, *, halve_microbatches: bool, sync_batchnorm: bool) -> None:
+
+def check_parallelism(
+    parallelism: str, *, halve_microbatches: bool, sync_batchnorm: bool, find_unused_parameters: bool
+) -> None:
     """Refuse a kind of parallelism that is unknown, or does not go with other settings, with a ValueError."""
     if parallelism not in get_args(Parallelism):
         raise ValueError(
             f"parallelism must be one of {', '.join(map(repr, get_args(Parallelism)))}, got {parallelism!r}"
+        )
+    if find_unused_parameters and (parallelism == "fsdp" or sync_batchnorm):
+        raise ValueError(
+            "find_unused_parameters needs ranks that compute without each other, as parallelism='fsdp' and "
+            "sync_batchnorm do not let them, got True"
         )
     several = distributed.world_size() > 1
     if parallelism == "fsdp" and not several:
@@ -41,13 +54,14 @@ def check_parallelism(parallelism: str, *, halve_microbatches: bool, sync_batchn
         )
 
 
-def parallelize(state: State, parallelism: Parallelism) -> Synchronizer | None:
+def parallelize(state: State, parallelism: Parallelism, *, find_unused_parameters: bool) -> Synchronizer | None:
     """Give all ranks the weights of rank 0, move or shard the model to the device.
 
     Args:
         state: The run after INIT; its optimizers follow where parameters are replaced.
         parallelism: ``"ddp"`` keeps a copy on every rank, ``"fsdp"`` shards parameters, gradients and the
             states of optimizers.
+        find_unused_parameters: Whether ranks may use different parameters in a step, whatever algorithms say.
 
     Returns:
         What averages the gradients; None in a process that is alone.
@@ -57,7 +71,7 @@ def parallelize(state: State, parallelism: Parallelism) -> Synchronizer | None:
     """
     distributed.copy_from_rank_zero([*state.model.parameters(), *state.model.buffers()])
     units = [unit for algorithm in state.algorithms for unit in algorithm.gradient_units(state)]
-    ranks_may_differ = any(algorithm.ranks_may_differ for algorithm in state.algorithms)
+    ranks_may_differ = find_unused_parameters or any(algorithm.ranks_may_differ for algorithm in state.algorithms)
     if parallelism == "fsdp":
         if ranks_may_differ:
             raise ValueError(
@@ -87,8 +101,14 @@ class _ShardedSynchronizer:
     def begin_last_backward(self) -> None:
         self._model.set_requires_gradient_sync(True)
 
+    def fingerprint(self) -> int:
+        return 0  # ranks that differ have not come here
+
     def finish(self) -> None:
         """All is averaged when the backward is over."""
+
+    def close(self) -> None:
+        """The model stays sharded."""
 
 
 def _shard(state: State, units: Sequence[Sequence[nn.Module]]) -> Synchronizer:

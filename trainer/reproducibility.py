@@ -24,14 +24,6 @@ def seed_all(seed: int, deterministic_mode: bool, rank: int = 0) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-@contextmanager
-def generator_of_epoch(seed: int, epoch: int) -> Iterator[None]:
-    """Give torch's global CPU generator a state of this epoch's own, and afterwards its old one back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
-        yield
-
-
 def hashed_seeds(*key: int) -> tuple[int, int, int]:
     """Seeds for the generators of python, torch and numpy (64, 64 and 32 bits), a pure function of the key.
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +12,19 @@ from .shards import whole_weights
 
 _log = logging.getLogger(__name__)
 
-Found = tuple[Path, dict[str, Any]]
+
+class Found(NamedTuple):
+    """A checkpoint to start from.
+
+    Args:
+        path: Where it lies.
+        contents: What is in it, verified.
+        is_own: Whether it is of the run itself, which goes on, and not of another one.
+    """
+
+    path: Path
+    contents: dict[str, Any]
+    is_own: bool
 
 
 def find_checkpoint(save_folder: Path | None, load_path: str | Path | None, autoresume: bool) -> Found | None:
@@ -35,11 +47,12 @@ def find_checkpoint(save_folder: Path | None, load_path: str | Path | None, auto
     found: Found | None = None
     with distributed.all_or_none():
         if distributed.rank() == 0:
-            found = newest_good(save_folder) if autoresume and save_folder is not None else None
-            if found is None and load_path is not None:
-                found = _read(Path(load_path))
+            if autoresume and save_folder is not None and (own := newest_good(save_folder)) is not None:
+                found = Found(*own, is_own=True)
+            elif load_path is not None:
+                found = Found(*_read(Path(load_path)), is_own=False)
             if found is not None:
-                _log.info("starting from %s", found[0])
+                _log.info("starting from %s", found.path)
     return distributed.from_rank_zero(found)
 
 
@@ -57,7 +70,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return whole_weights(contents, path.parent)
 
 
-def _read(path: Path) -> Found:
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     if not path.is_dir():
         return path, read_checkpoint(path)
     found = newest_good(path)

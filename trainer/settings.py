@@ -33,7 +33,7 @@ def describe(state: State, **others: Any) -> dict[str, Any]:
         "algorithms": [repr(algorithm) for algorithm in state.algorithms],
         "optimizers": [_describe_optimizer(optimizer) for optimizer in state.optimizers],
         "schedulers": [_describe_scheduler(scheduler) for scheduler in state.schedulers],
-        "train_dataloader": _describe_dataloader(state.train_dataloader),
+        "train_dataloader": describe_dataloader(state.train_dataloader),
         "device": state.device.type,
         "device_train_microbatch_size": state.device_train_microbatch_size,
         "seed": state.seed,
@@ -42,6 +42,21 @@ def describe(state: State, **others: Any) -> dict[str, Any]:
         **others,
     }
     return json.loads(json.dumps(settings, default=str))
+
+
+def describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
+    """What can be told of a dataloader without reading it; None for none."""
+    if dataloader is None:
+        return None
+    sizes: dict[str, Any] = {"name": type(dataloader).__name__}
+    for name, value in (("batches", dataloader), ("samples", getattr(dataloader, "dataset", None))):
+        try:
+            sizes[name] = len(value)  # type: ignore[arg-type]  # TypeError is the answer
+        except TypeError:
+            sizes[name] = None
+    for name in ("sampler", "batch_sampler"):
+        sizes[name] = type(getattr(dataloader, name, None)).__name__
+    return {**sizes, "batch_size": getattr(dataloader, "batch_size", None)}
 
 
 def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
@@ -68,8 +83,8 @@ def check_same_training(saved: Any, settings: dict[str, Any], state: State) -> N
     kept = {name: value for name, value in saved.items() if name not in free}
     if changes := _differences(kept, {name: value for name, value in settings.items() if name not in free}):
         raise ValueError(
-            f"the settings must be those of the run that is resumed, changed: {'; '.join(changes)}. To start a new "
-            "training from its weights, pass load_weights_only=True"
+            f"the settings must be those of the run that is resumed, changed: {'; '.join(changes)}. A new "
+            "training from its weights takes load_path, load_weights_only=True and another save_folder"
         )
     if changes := _differences(saved, settings):
         _log.warning("resuming with other settings: %s", "; ".join(changes))
@@ -108,20 +123,6 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
 
 def _describe_scheduler(scheduler: LRScheduler) -> dict[str, Any]:
     return {"name": type(scheduler).__name__, **_plain(scheduler.state_dict())}
-
-
-def _describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
-    if dataloader is None:
-        return None
-    sizes: dict[str, Any] = {"name": type(dataloader).__name__}
-    for name, value in (("batches", dataloader), ("samples", getattr(dataloader, "dataset", None))):
-        try:
-            sizes[name] = len(value)  # type: ignore[arg-type]  # TypeError is the answer
-        except TypeError:
-            sizes[name] = None
-    for name in ("sampler", "batch_sampler"):
-        sizes[name] = type(getattr(dataloader, name, None)).__name__
-    return {**sizes, "batch_size": getattr(dataloader, "batch_size", None)}
 
 
 def _plain(value: Any) -> Any:

@@ -5,11 +5,13 @@ checkpoint itself, and its pickled index is never read, as a pickle can name cod
 """
 
 import hashlib
+import math
 import re
 import secrets
 import shutil
 import warnings
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
         failed = [wrapped for wrapped, _ in error.failures.values() if isinstance(wrapped, OSError)]
         raise failed[0] if failed else OSError(f"the shards of {path} could not be written: {error}") from error
-    own = {file.name: _digest(file) for file in folder.glob(f"__{distributed.rank()}_*.distcp")}
+    with distributed.all_or_none():
+        own = {file.name: _digest(file) for file in folder.glob(f"__{distributed.rank()}_*.distcp")}
     digests = {name: digest for files in distributed.gather(own) for name, digest in files.items()}
     return {**marked, "shards": {"folder": folder.name, "files": digests, "tensors": _places(metadata)}}
 
@@ -106,6 +109,7 @@ def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor
     for name, value in contents["model"].items():
         if _is_mark(value):
             place = contents["shards"]["tensors"][value[1]]
+            _check_place(value[1], place)
             templates[value[1]] = value = torch.empty(place["size"], dtype=place["dtype"])
         weights[name] = value
     _load(contents, folder, templates, alone=True)
@@ -122,6 +126,13 @@ def remove_shards(path: Path, *, but: str | None = None) -> None:
     for folder in path.parent.glob(f"{path.stem}.*.shards"):
         if _FOLDER_NAME.fullmatch(folder.name) and folder.name != but:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unused_shards(folder: Path) -> None:
+    """Remove the shards that a killed process wrote for a checkpoint which it did not come to write."""
+    for shards in folder.glob("*.shards"):
+        if _FOLDER_NAME.fullmatch(shards.name) and not (folder / f"{shards.name.split('.')[0]}.pt").exists():
+            shutil.rmtree(shards, ignore_errors=True)
 
 
 def _marked(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -183,6 +194,30 @@ def _places(metadata: Any) -> dict[str, Any]:
     return places
 
 
+def _check_place(name: str, place: Mapping[str, Any]) -> None:
+    """The parts of a tensor must be all of it, each number once, and as many bytes as the files hold for them."""
+    parts = [(tuple(begin), tuple(size), length) for begin, size, _, _, length in place["parts"]]
+    size, numel = tuple(place["size"]), math.prod(place["size"])
+    boxes = [list(zip(begin, shape, strict=True)) for begin, shape, _ in parts]
+    numbers = [number for box in boxes for pair in box for number in pair]
+    is_inside = all(len(box) == len(size) for box in boxes) and all(
+        b + s <= whole for box in boxes for (b, s), whole in zip(box, size, strict=True)
+    )
+    overlap = any(
+        all(a < b + t and b < a + s for (a, s), (b, t) in zip(one, other, strict=True))
+        for one, other in combinations([box for box in boxes if all(s > 0 for _, s in box)], 2)
+    )
+    bytes_needed = numel * place["dtype"].itemsize
+    if (
+        any(type(number) is not int or number < 0 for number in (*size, *numbers))
+        or not is_inside
+        or overlap
+        or sum(math.prod(shape) for _, shape, _ in parts) != numel
+        or sum(length for _, _, length in parts) < bytes_needed
+    ):
+        raise ValueError(f"the shards must hold each part of {name!r} once, of shape {size}")
+
+
 def _load(contents: Mapping[str, Any], folder: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
     """Fill tensors, whole or sharded, from the shards. All ranks must call it together unless `alone`."""
     if not tensors:
@@ -216,6 +251,7 @@ def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
     tensors: dict[str, Any] = {}
     stored = {}
     for name, place in shards["tensors"].items():
+        _check_place(name, place)
         chunks = []
         for begin, size, file, offset, length in place["parts"]:
             if file not in shards["files"]:

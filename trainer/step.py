@@ -93,6 +93,11 @@ class TrainStep:
         run_event(Event.BATCH_END)
         return outcome.is_interrupted
 
+    def close(self) -> None:
+        """Let go of the model."""
+        if self._synchronizer is not None:
+            self._synchronizer.close()
+
     def step_schedulers(self) -> None:
         """Let every learning rate scheduler make a step."""
         for scheduler in self._state.schedulers:
@@ -185,7 +190,17 @@ class TrainStep:
             return _Outcome(torch.tensor(math.nan) if loss is None else loss, loss is None, is_interrupted)
         share = state.batch_num_samples / state.global_batch_num_samples
         own = [0.0 if loss is None else float(loss) * share, loss is None, is_interrupted]
-        mean, num_out_of_memory, num_interrupted = distributed.sum_over_ranks(own)
+        prints = [0.0] * state.world_size
+        if self._synchronizer is not None and loss is not None:
+            prints[state.rank] = self._synchronizer.fingerprint()
+        mean, num_out_of_memory, num_interrupted, *prints = distributed.sum_over_ranks([*own, *prints])
+        if not num_out_of_memory and len(set(prints)) > 1:
+            others = [rank for rank, value in enumerate(prints) if value != prints[0]]
+            raise RuntimeError(
+                f"all ranks must use the same parameters in a step, but those of ranks {others} with gradients are not "
+                f"those of rank 0 in step {state.timestamp.batch}; a model with branches of its own that differ over "
+                "ranks needs find_unused_parameters=True"
+            )
         return _Outcome(torch.tensor(mean), num_out_of_memory > 0, num_interrupted > 0)
 
     def _halve(self) -> None:

@@ -17,7 +17,7 @@ from ..engine import Algorithm, Callback, Engine, Event, Logger, LoggerDestinati
 from . import checks, distributed
 from .batchnorm import convert_batchnorm
 from .checkpoint import restore, restore_generators, restore_weights
-from .checkpoint_saver import CheckpointSaver
+from .checkpoint_saver import with_saver
 from .data import EpochReader
 from .evaluation import evaluate, read_batches
 from .file_logger import FileLogger
@@ -27,7 +27,7 @@ from .precision import Precision, check_precision, grad_scaler
 from .progress_bar import ProgressBar
 from .reproducibility import seed_all
 from .resumption import find_checkpoint
-from .settings import check_same_on_all_ranks, describe
+from .settings import check_same_on_all_ranks, describe, describe_dataloader
 from .step import TrainStep
 
 _log = logging.getLogger(__name__)
@@ -84,8 +84,10 @@ class Trainer:
             infinite; one more is an error. By default the first one is.
         parallelism: Under torchrun, ``"ddp"`` keeps a copy of the model on every rank; ``"fsdp"`` shards
             parameters, gradients and the states of optimizers, for models that do not fit.
+        find_unused_parameters: Whether ranks may use different parameters in a step, as a model with random or
+            data-dependent branches of its own does. Algorithms say so themselves.
         sync_batchnorm: Let BatchNorm see the rows of all ranks (GPUs only).
-        dist_timeout: Seconds after which a rank that does not answer is given up.
+        dist_timeout: Seconds after which a rank that does not answer is given up; more than a save takes.
 
     Raises:
         TypeError: If an argument is of the wrong kind; the message shows the wrap for a model
@@ -123,6 +125,7 @@ class Trainer:
         autoresume: bool = False,
         max_nonfinite_steps: int = 0,
         parallelism: Parallelism = "ddp",
+        find_unused_parameters: bool = False,
         sync_batchnorm: bool = False,
         dist_timeout: float = 300.0,
     ) -> None:
@@ -144,8 +147,9 @@ class Trainer:
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
             )
-            self._train_reader = self._reader(state, "train_dataloader")
-            self._eval_reader = self._reader(state, "eval_dataloader")
+            in_step = state.device_train_microbatch_size is not None and (parallelism == "fsdp" or sync_batchnorm)
+            self._train_reader = _reader(state, "train_dataloader", equal_shares=in_step)
+            self._eval_reader = _reader(state, "eval_dataloader")
             checks.check_optimizers(state.optimizers, model)
             checks.check_schedulers(state.schedulers, state.optimizers)
             checks.check_steps(state.optimizers, state.schedulers)
@@ -156,22 +160,37 @@ class Trainer:
                 parallelism,
                 halve_microbatches=device_train_microbatch_size == "auto",
                 sync_batchnorm=sync_batchnorm,
+                find_unused_parameters=find_unused_parameters,
             )
             self._eval_interval = checks.check_interval(eval_interval, eval_dataloader)
-            state.callbacks, self._saver = _with_saver(
+            state.callbacks, self._saver = with_saver(
                 checks.as_sequence(callbacks, Callback, "callbacks"),
                 save_folder,
                 save_interval,
                 save_num_checkpoints_to_keep,
             )
+            together = {
+                "callbacks": [type(callback).__name__ for callback in state.callbacks],
+                "saver": self._saver and self._saver.describe(),
+                "eval_dataloader": describe_dataloader(eval_dataloader),
+                "load_path": str(load_path),
+                "load_weights_only": load_weights_only,
+                "autoresume": autoresume,
+                "device_train_microbatch_size": device_train_microbatch_size,
+                "max_nonfinite_steps": max_nonfinite_steps,
+                "find_unused_parameters": find_unused_parameters,
+                "sync_batchnorm": sync_batchnorm,
+            }
+        check_same_on_all_ranks(together)  # all of which ranks do together, and would wait for each other in vain
         found = find_checkpoint(None if self._saver is None else self._saver.folder, load_path, autoresume)
+        goes_on = found is not None and (found.is_own or not load_weights_only)
         with distributed.all_or_none():
             if self._saver is not None:
-                self._saver.check_folder(found and found[0], autoresume)
+                self._saver.check_folder(found.path if found is not None and goes_on else None, autoresume)
             destinations = list(checks.as_sequence(loggers, LoggerDestination, "loggers"))
             if run_name is not None:
                 folder = Path("runs") / checks.check_run_name(run_name)
-                destinations.append(FileLogger(folder, append=autoresume or found is not None))
+                destinations.append(FileLogger(folder, append=autoresume or goes_on))
             if progress_bar:
                 destinations.append(ProgressBar())
 
@@ -199,9 +218,9 @@ class Trainer:
             parallelism=parallelism,
         )
         check_same_on_all_ranks(state.settings)
-        synchronizer = parallelize(state, parallelism)
+        synchronizer = parallelize(state, parallelism, find_unused_parameters=find_unused_parameters)
         if found is not None:
-            self._load(*found, load_weights_only)
+            self._load(found.path, found.contents, weights_only=not goes_on)
         self._step = TrainStep(
             self.engine,
             precision=precision,
@@ -262,6 +281,7 @@ class Trainer:
         Raises:
             ExceptionGroup: If some of them failed to close; the others are closed all the same.
         """
+        self._step.close()
         self.engine.close()
 
     def _fit(self, listener: SignalListener | None) -> None:
@@ -325,10 +345,10 @@ class Trainer:
     def _stop(self, listener: SignalListener | None) -> None:
         """Save, and end the training as the signal asked; on a rank that got none, as if it had been SIGTERM."""
         assert listener is not None and self._saver is not None, "without them nothing interrupts"
-        self._saver.save_once(self.state, self.logger)
+        self._saver.save_once(self.state, self.logger, must_succeed=True)
         raise TrainingInterrupted(listener.received or signal.SIGTERM)
 
-    def _load(self, path: Path, contents: dict[str, Any], weights_only: bool) -> None:
+    def _load(self, path: Path, contents: dict[str, Any], *, weights_only: bool) -> None:
         self.engine.run_event(Event.BEFORE_LOAD)
         try:
             if weights_only:
@@ -339,26 +359,13 @@ class Trainer:
         except ValueError as error:
             error.add_note(f"while loading {path}")
             raise
-        if self._saver is not None and self._loaded is not None and path.parent == self._saver.folder:
-            self._saver.has_loaded(self.state)
+        if self._saver is not None and not weights_only:
+            self._saver.has_loaded(self.state, path)
         self.engine.run_event(Event.AFTER_LOAD)
 
     def _restore_generators(self) -> None:
         if self._loaded is not None:
             restore_generators(self._loaded, self.state.device)
-
-    def _reader(self, state: State, name: str) -> EpochReader | None:
-        dataloader = getattr(state, name)
-        if dataloader is None:
-            return None
-        return EpochReader(
-            dataloader,
-            name=name,
-            seed=state.seed,
-            rank=state.rank,
-            world_size=state.world_size,
-            for_training=name == "train_dataloader",
-        )
 
     def _check_open(self, action: str) -> None:
         if self.engine.is_closed:
@@ -371,30 +378,23 @@ class Trainer:
             error.add_note(f"while closing, too: {group!r}")
 
 
-def _with_saver(
-    callbacks: tuple[Callback, ...],
-    folder: str | Path | None,
-    interval: str | Time | None,
-    num_to_keep: int | None,
-) -> tuple[tuple[Callback, ...], CheckpointSaver | None]:
-    """The callbacks with the one that saves checkpoints at their end, and that one itself."""
-    interval = checks.check_save_interval(interval, folder)
-    num_to_keep = checks.check_num_checkpoints_to_keep(num_to_keep, folder)
-    savers = [callback for callback in callbacks if isinstance(callback, CheckpointSaver)]
-    if folder is not None:
-        savers.append(CheckpointSaver(folder, interval, num_to_keep=num_to_keep))
-    if len(savers) > 1:
-        raise ValueError("save_folder and callbacks must give at most one CheckpointSaver, got several")
-    others = [callback for callback in callbacks if callback not in savers]
-    return (*others, *savers), savers[0] if savers else None
+def _reader(state: State, name: str, *, equal_shares: bool = False) -> EpochReader | None:
+    dataloader = getattr(state, name)
+    if dataloader is None:
+        return None
+    return EpochReader(
+        dataloader,
+        name=name,
+        seed=state.seed,
+        rank=state.rank,
+        world_size=state.world_size,
+        for_training=name == "train_dataloader",
+        equal_shares=equal_shares,
+    )
 
 
 def _default_optimizer(model: nn.Module) -> Optimizer:
     optimizer = AdamW(model.parameters())
-    settings = optimizer.defaults
-    _log.warning(
-        "no optimizers were given: training with AdamW(lr=%g, weight_decay=%g)",
-        settings["lr"],
-        settings["weight_decay"],
-    )
+    lr, weight_decay = optimizer.defaults["lr"], optimizer.defaults["weight_decay"]
+    _log.warning("no optimizers were given: training with AdamW(lr=%g, weight_decay=%g)", lr, weight_decay)
     return optimizer

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 import etude.functional as cf
-from etude import Algorithm, Callback, Event, Trainer
+from etude import Algorithm, Callback, Event, LoggerDestination, Trainer
 from etude.algorithms import StochasticDepth
 from etude.trainer import CheckpointSaver, TrainingInterrupted, distributed, load_weights
 from networks import LinearModel, images, tiny_resnet, vectors
@@ -266,6 +266,73 @@ def assert_refused(action: Callable[[], Any], message: str) -> None:
         raise AssertionError(f"nothing was raised, expected {message!r}")
 
 
+class Branching(nn.Module):
+    """A model that uses another branch on each rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
+        self.register_buffer("small", torch.full((3,), RANK, dtype=torch.int16))
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.branches[RANK](batch[0])
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch[1])
+
+
+def branches_of_a_models_own_are_found_or_allowed() -> None:
+    torch.manual_seed(0)
+    model = Branching()
+    before = parameters(model)
+    assert_refused(lambda: train(model, vectors(), "4ba"), "all ranks must use the same parameters in a step")
+    assert differences(before, parameters(model)) == []
+    train(model, vectors(), "4ba", find_unused_parameters=True)
+    assert_same_on_all_ranks(model)
+    assert model.small.tolist() == [0, 0, 0], "buffers of any kind are those of rank 0"
+    for branch in ("branches.0.weight", "branches.1.weight"):
+        assert not torch.equal(before[branch], parameters(model)[branch])
+
+
+def what_ranks_do_together_must_be_asked_of_all() -> None:
+    folder = FOLDER / "of-one-rank"
+    only_here = {"save_folder": folder} if RANK == 0 else {}
+    assert_refused(
+        lambda: train(LinearModel(), vectors(), "1ba", **only_here), "rank 1 differs from rank 0 in callbacks"
+    )
+    data = {"eval_dataloader": vectors()} if RANK == 0 else {}
+    assert_refused(lambda: Trainer(LinearModel(), progress_bar=False, **data), "rank 1 differs from rank 0 in eval")
+
+
+def shards_and_microbatches_need_batches_that_divide() -> None:
+    settings = {"parallelism": "fsdp", "device_train_microbatch_size": 1}
+    data = images(num_samples=15, batch_size=6)
+    assert_refused(lambda: train(make_model(), data, "1ep", **settings), "use drop_last=True")
+    train(make_model(), images(num_samples=16, batch_size=6), "1ep", **settings)
+
+
+def a_sharded_measurement_is_logged_whole() -> None:
+    class LogNorm(Algorithm):
+        def match(self, event: Event, state: Any) -> bool:
+            return event is Event.AFTER_TRAIN_BATCH
+
+        def apply(self, event: Event, state: Any, logger: Any) -> None:
+            gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+            logger.log_metrics({"sum": sum(gradient.abs().sum() for gradient in gradients)})
+
+    class Keep(LoggerDestination):
+        def log_metrics(self, metrics: Any, step: int) -> None:
+            found.extend(float(metrics["sum"]) for _ in range("sum" in metrics))
+
+    found: list[float] = []
+    sums = {}
+    for parallelism in ("ddp", "fsdp"):
+        train(make_model(), images(), "3ba", LogNorm(), loggers=Keep(), parallelism=parallelism)
+        sums[parallelism], found[:] = list(found), []
+    assert len(sums["ddp"]) == (3 if RANK == 0 else 0)
+    assert all(abs(a - b) < 1e-4 * a for a, b in zip(sums["ddp"], sums["fsdp"], strict=True)), sums
+
+
 class OnOneRank(Algorithm):
     """Does something on rank 1 at one step."""
 
@@ -497,6 +564,10 @@ SCENARIOS = [
     different_settings_are_refused,
     data_that_cannot_be_shared_is_refused,
     a_wrapped_model_is_refused,
+    branches_of_a_models_own_are_found_or_allowed,
+    what_ranks_do_together_must_be_asked_of_all,
+    shards_and_microbatches_need_batches_that_divide,
+    a_sharded_measurement_is_logged_whole,
     a_nan_on_one_rank_stops_all_before_the_update,
     a_nan_on_one_rank_is_left_out_by_all,
     out_of_memory_on_one_rank_halves_the_microbatches_of_all,

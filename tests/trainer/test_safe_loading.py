@@ -52,11 +52,10 @@ def make_trainer(save_to: str = "elsewhere", **settings: Any) -> Trainer:
         schedulers=OneCycleLR(optimizer, max_lr=0.2, total_steps=8),
         callbacks=CheckpointSaver(save_to, "1ba", num_to_keep=-1, best="min:loss/eval/total"),
         loggers=Watch(),
-        run_name="run",
         precision="amp_fp16",
         device="cpu",
         progress_bar=False,
-        **settings,
+        **{"run_name": "run", **settings},
     )
 
 
@@ -124,15 +123,17 @@ class Attempt:
 
     def __call__(self, crafted: dict[str, Any], **settings: Any) -> ValueError | None:
         """The refusal, or None if it was taken. Any other error is passed on."""
+        if settings.get("load_weights_only"):
+            settings["run_name"] = None  # a new training has metrics of its own
         write_checkpoint(self.path, crafted)
         files = bytes_of(self.path.parent / "runs")
         before: dict[str, Any] = {}
         load = Trainer._load
 
-        def watched(trainer: Trainer, *args: Any) -> None:
+        def watched(trainer: Trainer, *args: Any, **options: Any) -> None:
             self.parts = {"model": trainer.state.model, "optimizer": trainer.state.optimizers[0]}
             before.update(look(self.parts))
-            load(trainer, *args)
+            load(trainer, *args, **options)
 
         with self.monkeypatch.context() as patch:
             patch.setattr(Trainer, "_load", watched)
@@ -308,7 +309,7 @@ class TestValues:
             (("loggers", 0, "state", "num_written"), -1),
             (("loggers", 1, "state", "note"), "another"),
         ],
-        ids=str,
+        ids=lambda value: f"{value}"[:60],
     )
     def test_what_cannot_be_is_refused(
         self, contents: dict[str, Any], attempt: Attempt, place: Place, value: Any
