@@ -46,12 +46,13 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     marked = {**contents, **{name: _marked(contents[name], name, tensors) for name in ("model", "optimizers")}}
     if not tensors:
         return contents
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+
+    dcp = _library()
 
     folder = path.with_suffix(f".{distributed.from_rank_zero(secrets.token_hex(4))}.shards")
     try:
-        metadata = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))  # type: ignore[arg-type]
+        metadata = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
     except CheckpointException as error:
         shutil.rmtree(folder, ignore_errors=True)
         failed = [wrapped for wrapped, _ in error.failures.values() if isinstance(wrapped, OSError)]
@@ -110,7 +111,8 @@ def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor
         if _is_mark(value):
             place = contents["shards"]["tensors"][value[1]]
             _check_place(value[1], place)
-            templates[value[1]] = value = torch.empty(place["size"], dtype=place["dtype"])
+            templates[value[1]] = torch.empty(place["size"], dtype=place["dtype"])
+            value = templates[value[1]]
         weights[name] = value
     _load(contents, folder, templates, alone=True)
     return weights
@@ -222,23 +224,23 @@ def _load(contents: Mapping[str, Any], folder: Path, tensors: dict[str, Tensor],
     """Fill tensors, whole or sharded, from the shards. All ranks must call it together unless `alone`."""
     if not tensors:
         return
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+
+    dcp = _library()
 
     reader = _reader(folder / contents["shards"]["folder"], contents["shards"])
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what `alone` asks for
-            dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=alone)  # type: ignore[arg-type]
+            dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=alone)
     except CheckpointException as error:
         raise ValueError(f"the shards of the checkpoint do not fit the run: {error}") from error
 
 
 def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
     """Reads shards by the index in the checkpoint."""
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
     from torch.distributed.checkpoint.metadata import (
         ChunkStorageMetadata,
         Metadata,
@@ -266,6 +268,13 @@ def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
             return Metadata(tensors, storage_data=stored, storage_meta=StorageMeta(load_id=self.load_id))
 
     return Reader(folder)
+
+
+def _library() -> Any:
+    """torch.distributed.checkpoint, imported by those who need it; its stubs leave most of it out."""
+    import torch.distributed.checkpoint
+
+    return torch.distributed.checkpoint
 
 
 def _digest(file: Path) -> str:
