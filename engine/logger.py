@@ -59,4 +59,5 @@ class Logger:
 
 
 def _whole(value: Metric) -> Metric:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+    is_special = isinstance(value, Tensor) and type(value) is not Tensor
+    return value.full_tensor() if is_special and hasattr(value, "full_tensor") else value

@@ -129,7 +129,7 @@ class FileLogger(LoggerDestination):
         self._columns, self._num_written = [], len(rows)
         self._last_step = rows[-1]["step"] if rows else None
         if rows:
-            _replace(self._jsonl, b"".join(line for line, _ in lines_and_rows))
+            _replace(self._jsonl, b"".join(line for line, _ in lines_and_rows), sync=True)
             self._write_csv(rows)
         else:
             self._csv.unlink(missing_ok=True)
@@ -145,9 +145,10 @@ class FileLogger(LoggerDestination):
             return
         if self.append and self._num_written == 0:
             self._keep([])  # what there is comes from a run that was not resumed
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._num_written == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
         with open(self._jsonl, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.write("".join([json.dumps(row) + "\n" for row in rows]))
         self._write_csv(rows)
         self._num_written += len(rows)
         self._last_step = rows[-1]["step"]
@@ -169,9 +170,12 @@ class FileLogger(LoggerDestination):
         return text.getvalue().encode()
 
 
+_TENSORS = (Tensor, np.generic)
+
+
 def _plain(row: Mapping[str, Metric | None]) -> dict[str, float | int | None]:
     """The values as plain numbers, None for what JSON cannot say."""
-    numbers = {name: value.item() if isinstance(value, Tensor | np.generic) else value for name, value in row.items()}
+    numbers = {name: value.item() if isinstance(value, _TENSORS) else value for name, value in row.items()}
     return {name: number if number is not None and math.isfinite(number) else None for name, number in numbers.items()}
 
 
@@ -190,13 +194,14 @@ def _read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             yield line, row
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Give a file new content at once: a kill leaves the old content or the new."""
+def _replace(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Give a file new content at once: a kill leaves the old or the new one; a loss of power too, if it is synced."""
     new = path.with_name(path.name + ".new")
     with open(new, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(new, path)
 
 
