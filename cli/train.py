@@ -53,7 +53,9 @@ def train(
 
     Ends with a table of the results. The folder runs/<run-name> then holds the same numbers
     (summary.json), the metrics of every batch (metrics.jsonl, metrics.csv), the settings
-    (settings.json), the weights (weights.pt) and a picture of the run (run.png).
+    (settings.json), the weights (weights.pt), a picture of the run (run.png) and its newest checkpoints.
+    Ctrl-C and SIGTERM finish the running step and save; --resume goes on from there, to the same end bit by
+    bit. On several processes: torchrun --nproc-per-node 2 -m etude train.
 
     Args:
         model: Which ResNet.
@@ -66,8 +68,8 @@ def train(
         stochastic_method: Drop a block for the whole batch, or for each sample by itself.
         drop_distribution: Rates that rise linearly with depth, or the same for every block.
         drop_warmup: How long the rates rise from 0, such as 0.2dur, 1ep or 50ba.
-        start_late: No drops before this moment.
-        stop_early: No drops from this moment on.
+        start_late: No drops before this moment, such as 0.5dur or 10ep.
+        stop_early: No drops from this moment on, such as 0.5dur or 10ep.
         progressive_gamma: Let the rates rise by 1 - exp(-gamma * batch), as progressive layer dropping does.
         draws: Decide for each block by itself, or balance how much is dropped from step to step.
         scaling: Multiply by 1 - rate in evaluation, or by 1 / (1 - rate) in training.
@@ -85,10 +87,10 @@ def train(
         num_workers: Processes that load the images.
         save_interval: How often to save a checkpoint: 1ep, 500ba, 0.1dur, 10min.
         save_num_checkpoints_to_keep: How many of the newest checkpoints to keep; -1 keeps all.
-        resume: Go on from a run's folder or one of its checkpoints; auto goes on with the run of this name if
-            there is one, and begins it otherwise. All other settings must be those of that run.
+        resume: A run's folder, or one of its checkpoints, to go on from; or auto: the run of this name if there
+            is one. Settings that would make it a different training are refused.
         max_nonfinite_steps: Steps in a row that may be left out because their loss is NaN or infinite.
-        dist_timeout: Seconds after which a process that does not answer is given up.
+        dist_timeout: Seconds after which a process that does not answer is given up; more than a save takes.
         run_name: Name of the folder in runs/; by default the model and the time.
         progress_bar: Show progress on standard error.
     """

@@ -1,12 +1,13 @@
 """A training in which one process dies or hangs, started by the tests of that.
 
 Usage: dying.py FOLDER WHAT, where WHAT is "kill" or "stop" (rank 1 in the middle of step 5, unless it was
-started again), or "nothing". Writes FOLDER/result.pt at the end.
+started again), "nothing", or "linger" (every step takes a while). Writes FOLDER/result.pt at the end.
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ import torch
 from etude import Callback
 from resumable import make_trainer, result_of
 
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "nothing": None}
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 class Die(Callback):
     """Sends rank 1 a signal that it cannot answer, the first time."""
 
     def __init__(self, what: str) -> None:
-        self.signal = SIGNALS[what]
+        self.signal = SIGNALS.get(what)
+        self.pause = 0.4 if what == "linger" else 0.0
+
+    def batch_start(self, state: Any, logger: Any) -> None:
+        time.sleep(self.pause)
 
     def after_forward(self, state: Any, logger: Any) -> None:
         is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"

@@ -1,10 +1,12 @@
 """A rank that dies or hangs, and torchrun that starts all of them again."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,21 +16,42 @@ from ranks import dying
 from resumable import differences
 
 SCRIPT = Path(dying.__file__)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def wait_for(path: Path) -> None:
+    """Until a file is there."""
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come")
 
 
 def torchrun(folder: Path, what: str, *options: str) -> dict:
     """Run the training under torchrun to its end."""
-    folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options, SCRIPT, folder, what]
+    folder.mkdir(exist_ok=True)
+    command = [*TORCHRUN, *options, SCRIPT, folder, what]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert (folder / "result.pt").exists(), done.stderr[-3000:]
     return torch.load(folder / "result.pt", weights_only=False)
 
 
-def test_a_killed_rank_is_restarted_and_the_end_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_ranks_that_are_killed_or_stopped_go_on_to_the_end_of_an_undisturbed_run(tmp_path: Path) -> None:
     undisturbed = torchrun(tmp_path / "undisturbed", "nothing", "--nproc-per-node", "2")
     restarted = torchrun(tmp_path / "killed", "kill", "--nproc-per-node", "2", "--max-restarts", "1")
     assert differences(undisturbed, restarted) == []
+
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    command = [*TORCHRUN, "--nproc-per-node", "2", SCRIPT, folder, "linger"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        wait_for(folder / "saved" / "latest")
+        process.send_signal(signal.SIGTERM)  # which torchrun hands on to both ranks
+        assert process.wait(timeout=60) != 0
+    assert not (folder / "result.pt").exists()
+    assert int(re.findall(r"ba(\d+)", (folder / "saved" / "latest").read_text())[0]) > 0, "a step was saved"
+    assert differences(undisturbed, torchrun(folder, "nothing", "--nproc-per-node", "2")) == []
 
 
 def test_one_process_under_torchrun_is_bit_identical_to_one_without(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_resume_from_every_step_ends_as_the_uninterrupted_run(
     expected = fit(whole)
     saved = checkpoints(Path("saved"))
     assert len(saved) == NUM_STEPS + 2  # at the start, after every batch, at the end
-    for path in saved[:: 1 if num_workers == 0 else 3]:
+    for path in saved:
         run = tmp_path / "runs" / path.stem
         run.mkdir(parents=True)
         (run / "metrics.jsonl").write_bytes((tmp_path / "runs" / "whole" / "metrics.jsonl").read_bytes())

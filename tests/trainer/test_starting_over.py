@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from etude import Callback, Logger, State, Trainer
-from etude.trainer import CheckpointSaver, checkpoint_file
+from etude.trainer import CheckpointSaver, checkpoint_file, distributed
 from etude.trainer.shards import _check_place
 from networks import LinearModel, vectors
 
@@ -154,3 +154,20 @@ def test_processes_that_could_not_find_each_other_are_refused(monkeypatch: pytes
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="WORLD_SIZE=2 must come with LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         make_trainer()
+
+
+@pytest.mark.parametrize("missing", ["gloo", "nccl"])
+def test_a_missing_backend_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name, value in (
+        ("WORLD_SIZE", "2"),
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "x"),
+        ("MASTER_PORT", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda backend: backend != missing)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    with pytest.raises(RuntimeError, match=f"needs torch with the backend {missing}, got one without"):
+        distributed.join_process_group(torch.device("cuda"), timeout=1.0)
