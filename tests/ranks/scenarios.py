@@ -308,7 +308,10 @@ def shards_and_microbatches_need_batches_that_divide() -> None:
     settings = {"parallelism": "fsdp", "device_train_microbatch_size": 1}
     data = images(num_samples=15, batch_size=6)
     assert_refused(lambda: train(make_model(), data, "1ep", **settings), "use drop_last=True")
-    train(make_model(), images(num_samples=16, batch_size=6), "1ep", **settings)
+    scatter = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+    with counted_calls(scatter) as counts:
+        train(make_model(), images(num_samples=16, batch_size=6), "1ep", **settings)
+    assert counts[scatter] == 3, "once per step, however many microbatches"
 
 
 def a_sharded_measurement_is_logged_whole() -> None:
