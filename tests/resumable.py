@@ -87,6 +87,14 @@ def result_of(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def fit(trainer: Trainer) -> dict[str, Any]:
+    """Train to the end; what came of it."""
+    trainer.fit()
+    result = result_of(trainer)
+    trainer.close()
+    return result
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The metrics of every step without what is measured by a clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

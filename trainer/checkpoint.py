@@ -1,20 +1,18 @@
 """What a checkpoint holds: everything that the next step depends on, taken from a run and given back to one."""
 
-import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..engine import Logger, State, Timestamp
 from . import distributed
 from .checkpoint_file import VERSION
-from .reproducibility import generators_kept
+from .reproducibility import generator_states, generators_kept, set_generator_states
 from .settings import check_same_training
 from .shards import fit_to
 
@@ -40,7 +38,9 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
         "scaler": state.scaler.state_dict(),
         "callbacks": _states(state.callbacks),
         "loggers": _states(logger.destinations),
-        "ranks": distributed.gather({"algorithms": _states(state.algorithms), "generators": _generators(state.device)}),
+        "ranks": distributed.gather(
+            {"algorithms": _states(state.algorithms), "generators": generator_states(state.device)}
+        ),
     }
 
 
@@ -65,8 +65,10 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         evaluated_at = _whole("evaluated_at", contents["evaluated_at"], -1, timestamp.batch)
         eval_metrics = {str(name): float(value) for name, value in contents["eval_metrics"].items()}
         num_nonfinite_steps = _whole("num_nonfinite_steps", contents["num_nonfinite_steps"], 0, timestamp.batch)
-        microbatch_size = _microbatch_size(contents["device_train_microbatch_size"])
-        _check_same_shapes(contents["model"], state.model)
+        microbatch_size = contents["device_train_microbatch_size"]
+        if microbatch_size is not None:
+            _whole("device_train_microbatch_size", microbatch_size, 1, 2**63 - 1)
+        _check_same_forms(contents["model"], state.model.state_dict())
         with generators_kept():
             restore_generators(contents, torch.device("cpu"))
         buffers = _other_buffers(state.model)
@@ -87,7 +89,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         # Last, as it cuts off what the files of the run hold after this moment; weights that fit do not fail.
         for destination, saved in files:
             destination.load_state_dict(saved)
-        _load_weights(contents, state.model)
+        state.model.load_state_dict(contents["model"])
         for name, buffer in buffers.items():
             buffer.copy_(contents["buffers"][name])
     except Exception as error:
@@ -109,7 +111,9 @@ def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> 
     """
     try:
         weights = {"model": contents["model"], "optimizers": [], "shards": contents.get("shards")}
-        _load_weights(fit_to(weights, state, folder), state.model)
+        weights = fit_to(weights, state, folder)
+        _check_same_forms(weights["model"], state.model.state_dict())
+        state.model.load_state_dict(weights["model"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the checkpoint does not hold the weights of a model: {error!r}") from error
 
@@ -120,37 +124,16 @@ def restore_generators(contents: Mapping[str, Any], device: torch.device) -> Non
         return  # the run was on fewer ranks: this one's generators keep their seed
     try:
         saved = _of_this_rank(contents)["generators"]
-        version, words, gauss = saved["python"]
-        random.setstate((version, tuple(words), gauss))
-        numpy_state = {**saved["numpy"], "state": {**saved["numpy"]["state"]}}
-        _whole("pos", numpy_state["state"]["pos"], 0, 624)  # numpy would read whatever lies there in memory
-        numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
-        np.random.set_state(numpy_state)  # noqa: NPY002  # the global generator is what user code draws from
-        torch.set_rng_state(saved["torch"])
-        if device.type == "cuda" and "cuda" in saved:
-            torch.cuda.set_rng_state(saved["cuda"], device)
+        _whole("pos", saved["numpy"]["state"]["pos"], 0, 624)  # numpy would read whatever lies there in memory
+        set_generator_states(saved, device)
     except Exception as error:
         raise ValueError(f"the checkpoint does not hold the state of the generators: {error!r}") from error
-
-
-def _load_weights(contents: Mapping[str, Any], model: nn.Module) -> None:
-    _check_same_shapes(contents["model"], model)
-    model.load_state_dict(contents["model"])
 
 
 def _of_this_rank(contents: Mapping[str, Any]) -> Mapping[str, Any]:
     """What this rank had, or what rank 0 had where the run was on fewer ranks."""
     ranks = contents["ranks"]
     return ranks[distributed.rank() if distributed.rank() < len(ranks) else 0]
-
-
-def _generators(device: torch.device) -> dict[str, Any]:
-    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
-    numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
-    states: dict[str, Any] = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
 
 
 def _states(things: Sequence[Any]) -> list[dict[str, Any]]:
@@ -178,10 +161,6 @@ def _other_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that are not among the weights, as their module does not want them in files for others."""
     weights = model.state_dict()
     return {name: buffer for name, buffer in model.named_buffers() if name not in weights}
-
-
-def _check_same_shapes(saved: Any, model: nn.Module) -> None:
-    _check_same_forms(saved, model.state_dict())
 
 
 def _check_same_forms(saved: Any, own: Mapping[str, Any]) -> None:
@@ -220,9 +199,3 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} in a checkpoint must be a whole number from {least} to {most}, got {value!r:.100}")
     return value
-
-
-def _microbatch_size(size: Any) -> int | None:
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"the microbatch size in a checkpoint must be a whole number, got {size!r}")
-    return size

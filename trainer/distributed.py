@@ -18,10 +18,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_timeout = timedelta(minutes=5)
+_timeout = timedelta(minutes=5)  # of all that ranks tell each other; join_process_group sets it
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-
-
 _LOST = re.compile("connection|timed? ?out|gloo|nccl|remote process", re.IGNORECASE)
 
 
@@ -59,7 +57,7 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=_timeout,
         device_id=device if device.type == "cuda" else None,
-        **_meeting_place(timeout),
+        **_meeting_place(),
     )
     atexit.register(_leave)
     return device
@@ -157,7 +155,7 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def _meeting_place(timeout: float) -> dict[str, Any]:
+def _meeting_place() -> dict[str, Any]:
     """Where the processes of this start meet, if torchrun may have started others before them.
 
     torchrun lends one store to all its starts, in which a process finds the addresses of those that died
@@ -169,7 +167,7 @@ def _meeting_place(timeout: float) -> dict[str, Any]:
         return {}
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     stores: Any = dist  # its stubs leave the stores out
-    store = stores.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout))
+    store = stores.TCPStore(host, port, is_master=False, timeout=_timeout)
     return {
         "store": stores.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
         "rank": int(os.environ["RANK"]),

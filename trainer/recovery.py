@@ -1,10 +1,9 @@
 """What a forward pass changes besides gradients, kept so that a step can be repeated or left out."""
 
-import random
-
-import numpy as np
 import torch
 from torch import nn
+
+from .reproducibility import generator_states, set_generator_states
 
 
 class Snapshot:
@@ -19,19 +18,12 @@ class Snapshot:
         self._model = model
         self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self._device = device
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()  # noqa: NPY002  # the global generator is what user code draws from
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._generators = generator_states(device)
 
     def restore(self) -> None:
         """Put buffers and generators back."""
         self.restore_buffers()
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
+        set_generator_states(self._generators, self._device)
 
     @torch.no_grad()
     def restore_buffers(self) -> None:

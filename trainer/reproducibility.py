@@ -2,9 +2,10 @@
 
 import random
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,32 @@ def seed_generators(*key: int, own: Iterable[torch.Generator] = ()) -> None:
     np.random.seed(for_numpy)  # noqa: NPY002  # the global generator is what user code draws from
     for generator in own:
         generator.manual_seed(hashed_seeds(*key, generator.initial_seed())[1])
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global generators (python, numpy, torch), as plain values and tensors.
+
+    Args:
+        device: Whose generator is among them, besides that of the CPU.
+    """
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # what user code draws from
+    numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
+    states: dict[str, Any] = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generator_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the global generators back into the states that `generator_states` gave."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy_state = {**states["numpy"], "state": {**states["numpy"]["state"]}}
+    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from etude import Trainer
 from etude.engine import Algorithm, Callback, Event
 from etude.trainer import CheckpointSaver
 from networks import LinearModel, vectors
-from resumable import differences, result_of, rows_of
+from resumable import differences, fit, rows_of
 from resumable import make_trainer as make_resnet_trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -82,13 +82,6 @@ def make_trainer(model: LinearModel | None = None, *, max_duration: str = "2ep",
         progress_bar=False,
         **settings,
     )
-
-
-def fit(trainer: Trainer) -> dict[str, Any]:
-    trainer.fit()
-    result = result_of(trainer)
-    trainer.close()
-    return result
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from etude import Callback, Logger, State, Trainer
 from etude.trainer import CheckpointSaver, TrainingInterrupted
 from networks import LinearModel, vectors
-from resumable import NUM_STEPS, differences, make_trainer, result_of, rows_of
-
-
-def fit(trainer: Trainer) -> dict:
-    trainer.fit()
-    result = result_of(trainer)
-    trainer.close()
-    return result
+from resumable import NUM_STEPS, differences, fit, make_trainer, rows_of
 
 
 def checkpoints(folder: Path) -> list[Path]:

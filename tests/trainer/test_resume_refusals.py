@@ -19,7 +19,7 @@ from etude.engine import Algorithm, Callback, Event, LoggerDestination
 from etude.trainer import CheckpointSaver
 from etude.trainer.checkpoint_file import CheckpointError
 from networks import LinearModel, vectors
-from resumable import BATCH_SIZE, NUM_STEPS, NoisyImages, differences, make_model, result_of, rows_of
+from resumable import BATCH_SIZE, NUM_STEPS, NoisyImages, differences, fit, make_model, rows_of
 from resumable import make_trainer as make_resnet_trainer
 
 
@@ -82,13 +82,6 @@ def make_trainer(
         device="cpu",
         progress_bar=False,
     )
-
-
-def fit(trainer: Trainer) -> dict[str, Any]:
-    trainer.fit()
-    result = result_of(trainer)
-    trainer.close()
-    return result
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -417,6 +417,14 @@ class TestEvaluation:
             CPUTrainer(linear_model(), eval_dataloader=DataLoader(Stream(0), 4)).eval()
 
 
+class ReplaceParameters(Algorithm):
+    def match(self, event, state):
+        return event is Event.INIT
+
+    def apply(self, event, state, logger):
+        state.model.linear = nn.Linear(8, 3)
+
+
 class TestOptimizers:
     def test_the_default_is_announced(self, caplog):
         with caplog.at_level(logging.WARNING):
@@ -460,28 +468,14 @@ class TestOptimizers:
         assert torch.equal(weights(model), weights(plain))
 
     def test_an_algorithm_that_replaces_parameters_under_an_optimizer_is_refused(self):
-        class Replace(Algorithm):
-            def match(self, event, state):
-                return event is Event.INIT
-
-            def apply(self, event, state, logger):
-                state.model.linear = nn.Linear(8, 3)
-
         model = linear_model()
         optimizer = SGD(model.parameters(), lr=0.1)
         with pytest.raises(ValueError, match="optimizers must hold parameters of the model only, SGD holds 2 of 2"):
-            CPUTrainer(model, vectors(), None, "1ep", Replace(), optimizer)
+            CPUTrainer(model, vectors(), None, "1ep", ReplaceParameters(), optimizer)
 
     def test_the_default_optimizer_is_made_after_the_algorithms_changed_the_model(self):
-        class Replace(Algorithm):
-            def match(self, event, state):
-                return event is Event.INIT
-
-            def apply(self, event, state, logger):
-                state.model.linear = nn.Linear(8, 3)
-
         model = linear_model()
-        trainer = CPUTrainer(model, vectors(), None, "1ep", Replace())
+        trainer = CPUTrainer(model, vectors(), None, "1ep", ReplaceParameters())
         before = weights(model)
         trainer.fit()
         assert (weights(model) != before).all()
