@@ -86,7 +86,7 @@ class Trainer:
             parameters, gradients and the states of optimizers, for models that do not fit.
         find_unused_parameters: Whether ranks may use different parameters in a step, as a model with random or
             data-dependent branches of its own does. Algorithms say so themselves.
-        sync_batchnorm: Let BatchNorm see the rows of all ranks (GPUs only).
+        sync_batchnorm: Let BatchNorm see the rows of all ranks.
         dist_timeout: Seconds after which a rank that does not answer is given up; more than a save takes.
 
     Raises:

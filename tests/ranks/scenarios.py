@@ -123,21 +123,48 @@ def sample_method_neither_hangs_nor_diverges() -> None:
         assert_same_on_all_ranks(model)
 
 
+def train_alone(model: nn.Module, data: Any, num_epochs: int) -> nn.Module:
+    """The same training by one process on the joined batches, in a loop of its own."""
+    cf.apply_stochastic_depth(model, drop_rate=0.5)
+    optimizer = sgd(model)
+    for _ in range(num_epochs):
+        for batch in data:
+            optimizer.zero_grad()
+            model.loss(model(batch), batch).backward()
+            optimizer.step()
+    return model
+
+
 def two_ranks_equal_one_on_the_joined_batch() -> None:
     """Also with a last batch that does not divide: 15 samples in batches of 6 leave 3, shared 1 and 2."""
     data = images(num_samples=15, batch_size=6)
     for microbatch_size in (None, 2):
         model = freeze_batchnorm(make_model())
         train(model, data, "3ep", StochasticDepth(drop_rate=0.5), device_train_microbatch_size=microbatch_size)
-        alone = freeze_batchnorm(cf.apply_stochastic_depth(make_model(), drop_rate=0.5))
-        optimizer = sgd(alone)
-        for _ in range(3):
-            for batch in data:
-                optimizer.zero_grad()
-                alone.loss(alone(batch), batch).backward()
-                optimizer.step()
+        alone = train_alone(freeze_batchnorm(make_model()), data, 3)
         assert largest_difference(model, alone) < 1e-5
         assert largest_difference(model, make_model()) > 1e-2
+
+
+def two_ranks_with_synchronised_batchnorm_equal_one() -> None:
+    """With and without momentum of the statistics, as copies and as shards; the last batch is shared 1 and 2."""
+    data = images(num_samples=15, batch_size=6)
+    X, y = data.dataset.tensors
+    data.dataset.tensors = (X.double() + 3.0, y)
+    for parallelism, momentum in (("ddp", 0.1), ("ddp", None), ("fsdp", 0.1)):
+        model, alone = make_model().double(), make_model().double()
+        for module in [*model.modules(), *alone.modules()]:
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+        train(model, data, "3ep", StochasticDepth(drop_rate=0.5), sync_batchnorm=True, parallelism=parallelism)
+        train_alone(alone, data, 3)
+        found, expected = model.state_dict(), alone.state_dict()
+        assert list(found) == list(expected)
+        assert any("running_var" in name for name in expected)
+        for name, tensor in found.items():
+            tensor = tensor.full_tensor() if parallelism == "fsdp" and hasattr(tensor, "full_tensor") else tensor
+            assert torch.allclose(tensor, expected[name], rtol=0, atol=1e-12), (parallelism, momentum, name)
+        assert largest_difference(alone, make_model().double()) > 1e-2
 
 
 @contextmanager
@@ -560,6 +587,7 @@ SCENARIOS = [
     different_plans_equal_ddp,
     sample_method_neither_hangs_nor_diverges,
     two_ranks_equal_one_on_the_joined_batch,
+    two_ranks_with_synchronised_batchnorm_equal_one,
     dropped_blocks_send_nothing,
     every_sample_is_evaluated_once,
     ranks_begin_with_the_weights_of_rank_zero,
