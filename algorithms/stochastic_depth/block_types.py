@@ -25,6 +25,7 @@ class Branch:
         input_is_final: Whether ``after_sum(x)`` is x for the inputs the block gets, so that a dropped
             branch with an identity shortcut gives back its input. True where nothing follows the sum,
             and in a chain of blocks that all end in the same ReLU.
+        ends_in_relu: Whether `after_sum` is nothing but a ReLU and the inputs are final.
         last_layer: ``(block) -> layer``, the normalisation or linear layer that ends the residual
             branch and can take over a factor; None where there is none.
         gives_new_tensor: Whether `residual` gives a tensor that nobody else holds, so that evaluation can
@@ -37,6 +38,7 @@ class Branch:
     shortcut: Callable[[Any, Tensor], Tensor] = lambda block, x: x
     after_sum: Callable[[Any, Tensor], Tensor] = lambda block, y: y
     input_is_final: Callable[[Any], bool] = lambda block: True
+    ends_in_relu: Callable[[Any], bool] = lambda block: False
     last_layer: Callable[[Any], nn.Module | None] = lambda block: None
     gives_new_tensor: bool = False
     layers: Callable[[Any], Sequence[nn.Module]] | None = None
@@ -184,7 +186,7 @@ def _relu(block: Any, y: Tensor) -> Tensor:
 
 
 def _ends_in_relu(block: Any) -> bool:
-    return isinstance(block.relu, nn.ReLU)
+    return type(block.relu) is nn.ReLU
 
 
 # timm: ResNet and its relatives
@@ -264,8 +266,9 @@ BLOCK_TYPES = {
                 _basic_residual,
                 _projection,
                 _relu,
-                _ends_in_relu,
-                lambda block: block.bn2,
+                input_is_final=_ends_in_relu,
+                ends_in_relu=_ends_in_relu,
+                last_layer=lambda block: block.bn2,
                 gives_new_tensor=True,
                 layers=_all_but_projection,
             ),
@@ -279,8 +282,9 @@ BLOCK_TYPES = {
                 _bottleneck_residual,
                 _projection,
                 _relu,
-                _ends_in_relu,
-                lambda block: block.bn3,
+                input_is_final=_ends_in_relu,
+                ends_in_relu=_ends_in_relu,
+                last_layer=lambda block: block.bn3,
                 gives_new_tensor=True,
                 layers=_all_but_projection,
             ),
@@ -294,8 +298,9 @@ BLOCK_TYPES = {
                 _basic_residual,
                 lambda block, x: block.option_a_shortcut(x),
                 _relu,
-                _ends_in_relu,
-                lambda block: block.bn2,
+                input_is_final=_ends_in_relu,
+                ends_in_relu=_ends_in_relu,
+                last_layer=lambda block: block.bn2,
                 gives_new_tensor=True,
                 layers=_all_but_projection,
             ),
@@ -309,7 +314,8 @@ BLOCK_TYPES = {
                 _timm_basic_residual,
                 _projection,
                 lambda block, y: block.act2(y),
-                lambda block: isinstance(block.act2, nn.ReLU),
+                input_is_final=lambda block: type(block.act2) is nn.ReLU,
+                ends_in_relu=lambda block: type(block.act2) is nn.ReLU,
                 last_layer=lambda block: block.bn2 if block.se is None else None,
                 layers=_all_but_projection,
             ),
@@ -323,7 +329,8 @@ BLOCK_TYPES = {
                 _timm_bottleneck_residual,
                 _projection,
                 lambda block, y: block.act3(y),
-                lambda block: isinstance(block.act3, nn.ReLU),
+                input_is_final=lambda block: type(block.act3) is nn.ReLU,
+                ends_in_relu=lambda block: type(block.act3) is nn.ReLU,
                 last_layer=lambda block: block.bn3 if block.se is None else None,
                 layers=_all_but_projection,
             ),

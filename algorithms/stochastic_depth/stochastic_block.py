@@ -4,7 +4,7 @@ import copyreg
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from types import FunctionType
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .block_types import BlockType, Branch, block_type_of
 from .plan import DropPlan, outside_of_graphs
 from .rates import check_rate
-from .rows import add_to_rows, replace_rows, take_rows
+from .rows import add_to_rows, take_rows
 
 
 class StochasticBlock(nn.Module):
@@ -82,7 +82,8 @@ class StochasticBlock(nn.Module):
 
     def _run(self, x: Tensor, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
         """The block with each residual branch times its scale."""
-        if all(scale == 1 for scale in scales):
+        # Compiled and by rows, one graph serves all: that of the branches.
+        if all(scale == 1 for scale in scales) and not (self._is_compiled() and self.drop_plan.method == "sample"):
             return self._plain_forward(x, *args, **kwargs)
         for branch, scale in zip(self._branches(), scales, strict=True):
             x = branch.run(self, x, scale, *args, **kwargs)
@@ -90,13 +91,12 @@ class StochasticBlock(nn.Module):
 
     def _run_rows(self, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Compute the kept rows only; the others take the shortcut."""
-        plan, indices, branches = self.drop_plan, self.drop_indices, self._branches()
-        scales = [plan.row_scale(index) for index in indices]
-        whole_rows = len(set(indices)) == 1 and all(branch.input_is_final(self) for branch in branches)
-        if whole_rows and not self.block_type.changes_shape(self):
-            return self._whole_rows(x, self._kept_rows(indices[0], x), scales, args, kwargs)
-        for branch, index, scale in zip(branches, indices, scales, strict=True):
-            x = self._branch_on_rows(branch, x, self._kept_rows(index, x), scale, args, kwargs)
+        plan, indices = self.drop_plan, self.drop_indices
+        scales, kept = [plan.row_scale(index) for index in indices], [self._kept_rows(index, x) for index in indices]
+        if all(rows.all() for rows in kept):
+            return self._run(x, scales, args, kwargs)
+        for branch, rows, scale in zip(self._branches(), kept, scales, strict=True):
+            x = self._branch_on_rows(branch, x, rows, scale, args, kwargs)
         return x
 
     def _kept_rows(self, index: int, x: Tensor) -> np.ndarray:
@@ -108,24 +108,10 @@ class StochasticBlock(nn.Module):
             )
         return kept
 
-    def _whole_rows(self, x: Tensor, kept: np.ndarray, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
-        """The whole block for the kept rows; the others pass by as they are."""
-        if not kept.any():
-            return x
-        if kept.all():
-            return self._run(x, scales, args, kwargs)
-        dim = self.block_type.batch_dim(self)
-        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
-
-        def compute(rows: Tensor) -> Tensor:
-            return self._in_company(rows, x, kept, lambda r: self._run(r, scales, args, kwargs))
-
-        return replace_rows(x, kept, compute, dim)
-
     def _branch_on_rows(
         self, branch: Branch, x: Tensor, kept: np.ndarray, scale: float, args: Any, kwargs: Any
     ) -> Tensor:
-        """One branch, where rows that are dropped must still go through its shortcut and what follows."""
+        """One branch for the kept rows; all rows go through its shortcut and what follows the sum."""
         if not kept.any():
             return branch.drop(self, x)
         if kept.all():
@@ -136,8 +122,13 @@ class StochasticBlock(nn.Module):
         def residual(rows: Tensor) -> Tensor:
             return self._in_company(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
 
-        summed = add_to_rows(x, kept, lambda rest: branch.shortcut(self, rest), residual, scale, dim)
-        return branch.after_sum(self, summed)
+        if self.block_type.changes_shape(self):
+            summed = add_to_rows(x, kept, residual, shortcut=partial(branch.shortcut, self), alpha=scale, dim=dim)
+            return branch.after_sum(self, summed)
+        # The dropped rows have gone through the ReLU of the block before.
+        is_final = branch.ends_in_relu(self)
+        summed = add_to_rows(x, kept, residual, alpha=scale, relu=is_final, dim=dim)
+        return summed if is_final else branch.after_sum(self, summed)
 
     def _in_company(self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply `function` to the kept rows, a single one together with a neighbour if BatchNorm needs it.
@@ -150,19 +141,21 @@ class StochasticBlock(nn.Module):
         neighbour = (int(kept.argmax()) + 1) % len(kept)
         return function(torch.cat([rows, x[neighbour : neighbour + 1].detach()]))[:1]
 
+    def _is_compiled(self) -> bool:
+        return "_compiled" in self.__dict__
+
     def _plain_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if "_compiled" in self.__dict__:
-            if self.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
-                torch._dynamo.maybe_mark_dynamic(x, self.block_type.batch_dim(self))
+        if self._is_compiled():
             return self._compiled["forward"](self, x, *args, **kwargs)
         return super().forward(x, *args, **kwargs)
 
     def _branches(self) -> Sequence[Branch]:
-        if "_compiled" not in self.__dict__:
-            return self.block_type.branches
+        branches = self.block_type.branches
+        if not self._is_compiled():
+            return branches
         return [
-            replace(branch, residual=self._compiled[f"residual{number}"])
-            for number, branch in enumerate(self.block_type.branches)
+            replace(branch, residual=partial(_run_compiled, f"residual{number}"))
+            for number, branch in enumerate(branches)
         ]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -173,6 +166,12 @@ class StochasticBlock(nn.Module):
             build, arguments = _new_block, (self.plain_class,)
             state = {name: value for name, value in state.items() if name != "_compiled"}
         return (build, arguments, state, *rest)
+
+
+def _run_compiled(name: str, block: StochasticBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if block.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
+        torch._dynamo.maybe_mark_dynamic(x, block.block_type.batch_dim(block))
+    return block._compiled[name](block, x, *args, **kwargs)
 
 
 @cache

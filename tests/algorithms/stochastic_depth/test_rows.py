@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from etude.algorithms.stochastic_depth.rows import add_to_rows, replace_rows, take_rows
+from etude.algorithms.stochastic_depth.rows import add_to_rows, take_rows
 
 MASKS = ["1000", "0001", "0110", "1010", "0101", "1101"]
 
@@ -13,18 +13,22 @@ def mask(text: str) -> np.ndarray:
 
 @pytest.mark.parametrize("text", MASKS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_equal_indexing(text: str, memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_values_and_gradients_equal_indexing(text: str, memory_format: torch.memory_format, relu: bool) -> None:
     chosen = mask(text)
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
 
-    out = replace_rows(x, chosen, lambda rows: rows.sin())
+    out = add_to_rows(x, chosen, torch.sin, alpha=1.5, relu=relu)
     assert out.is_contiguous(memory_format=memory_format)
     (gradient,) = torch.autograd.grad((out * weight).sum(), x)
+    assert gradient.is_contiguous(memory_format=memory_format)
 
-    expected = torch.where(torch.tensor(chosen)[:, None, None, None], x.sin(), x)
+    summed = x + 1.5 * x.sin()
+    expected = torch.where(torch.tensor(chosen)[:, None, None, None], summed.relu() if relu else summed, x)
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), x)
-    assert torch.equal(out, expected)
+    assert (expected == 0).any() == relu
+    assert torch.allclose(out, expected, rtol=1e-12, atol=0)
     assert torch.allclose(gradient, expected_gradient, rtol=1e-12)
 
 
@@ -32,7 +36,7 @@ def test_values_and_gradients_equal_indexing(text: str, memory_format: torch.mem
 def test_only_the_chosen_rows_are_computed(text: str) -> None:
     chosen = mask(text)
     seen = []
-    replace_rows(torch.arange(4.0)[:, None], chosen, lambda rows: seen.append(rows.flatten().tolist()) or rows)
+    add_to_rows(torch.arange(4.0)[:, None], chosen, lambda rows: seen.append(rows.flatten().tolist()) or rows)
     assert seen == [np.flatnonzero(chosen).tolist()]
 
 
@@ -44,7 +48,8 @@ def test_take_rows_takes_the_chosen_rows_in_order(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", MASKS)
-def test_gradients_keep_the_memory_format_of_the_values(text: str) -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradients_keep_the_memory_format_of_the_values(text: str, relu: bool) -> None:
     """One gradient in another format would make every operation before it convert."""
     x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     hooked: list[bool] = []
@@ -54,10 +59,23 @@ def test_gradients_keep_the_memory_format_of_the_values(text: str) -> None:
         out.register_hook(lambda grad: hooked.append(grad.is_contiguous(memory_format=torch.channels_last)))
         return out
 
-    out = replace_rows(x, mask(text), function)
+    out = add_to_rows(x, mask(text), function, relu=relu)
     (gradient,) = torch.autograd.grad(out, x, torch.randn(4, 3, 5, 5))  # a gradient in the other format
     assert gradient.is_contiguous(memory_format=torch.channels_last)
     assert hooked == [True]
+
+    out = add_to_rows(x, mask(text), torch.sin, shortcut=torch.Tensor.contiguous)
+    (gradient,) = torch.autograd.grad(out, x, torch.randn(4, 3, 5, 5))
+    assert out.is_contiguous()
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_residual_may_not_change_its_input() -> None:
+    """It may be a part of the batch that the shortcut still needs."""
+    for text in ("1100", "1001"):
+        x = torch.randn(4, 3, requires_grad=True) * 1
+        with pytest.raises(RuntimeError, match="modified inplace"):
+            add_to_rows(x, mask(text), lambda rows: rows.relu_() * 2)
 
 
 @pytest.mark.parametrize("text", MASKS)
@@ -67,7 +85,7 @@ def test_adding_to_rows_equals_adding_zeros_elsewhere(text: str, memory_format: 
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
 
-    out = add_to_rows(x, chosen, torch.cos, torch.sin, alpha=1.5)
+    out = add_to_rows(x, chosen, torch.sin, shortcut=torch.cos, alpha=1.5)
     assert out.is_contiguous(memory_format=memory_format)
     (gradient,) = torch.autograd.grad((out * weight).sum(), x)
     assert gradient.is_contiguous(memory_format=memory_format)
@@ -83,7 +101,7 @@ def test_adding_to_rows_leaves_the_input_of_an_identity_shortcut_alone(text: str
     x = torch.randn(4, 3, requires_grad=True)
     before, weight = x.detach().clone(), torch.randn(4, 3)
     kept_weight = weight.clone()
-    out = add_to_rows(x, mask(text), lambda rest: rest, lambda rows: 2 * rows)
+    out = add_to_rows(x, mask(text), lambda rows: 2 * rows)
     (gradient,) = torch.autograd.grad(out, x, weight)
     factor = 1 + 2 * torch.tensor(mask(text))[:, None].float()
     assert torch.equal(x, before)
@@ -94,7 +112,7 @@ def test_adding_to_rows_leaves_the_input_of_an_identity_shortcut_alone(text: str
 
 def test_rows_are_added_along_another_dimension() -> None:
     x = torch.randn(5, 4, 3)
-    out = add_to_rows(x, mask("0110"), lambda rest: rest, lambda rows: torch.ones_like(rows), dim=1)
+    out = add_to_rows(x, mask("0110"), torch.ones_like, dim=1)
     assert torch.equal(out[:, [0, 3]], x[:, [0, 3]])
     assert torch.equal(out[:, 1:3], x[:, 1:3] + 1)
 
@@ -103,7 +121,7 @@ def test_rows_are_added_along_another_dimension() -> None:
 def test_the_sum_of_two_types_has_the_wider_one(types: tuple[torch.dtype, torch.dtype]) -> None:
     """As under autocast, where the residual comes in half precision."""
     x = torch.randn(4, 3, dtype=types[0], requires_grad=True)
-    out = add_to_rows(x, mask("0110"), lambda rest: rest, lambda rows: rows.to(types[1]))
+    out = add_to_rows(x, mask("0110"), lambda rows: rows.to(types[1]))
     assert out.dtype == torch.float32
     out.sum().backward()
     assert x.grad is not None
@@ -114,5 +132,6 @@ def test_the_sum_of_two_types_has_the_wider_one(types: tuple[torch.dtype, torch.
 @pytest.mark.parametrize("text", MASKS)
 def test_gradients_have_gradients(text: str) -> None:
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda t: add_to_rows(t, mask(text), torch.cos, torch.sin, alpha=1.5), x)
-    assert torch.autograd.gradgradcheck(lambda t: replace_rows(t, mask(text), torch.sin), x)
+    chosen = mask(text)
+    assert torch.autograd.gradgradcheck(lambda t: add_to_rows(t, chosen, torch.sin, shortcut=torch.cos, alpha=1.5), x)
+    assert torch.autograd.gradgradcheck(lambda t: add_to_rows(t, chosen, torch.sin, relu=True), x)
