@@ -74,9 +74,9 @@ def absent(rounds: int) -> None:
         print(f"{len(dropped)} of 16 blocks: dropped / absent = {ratio:.3f} (median of pairs {middle:.3f})")
 
 
-def methods(rounds: int) -> None:
-    """Time that both methods save at the same rates."""
-    x, y = data()
+def methods(rounds: int, size: int) -> None:
+    """Time that both methods save at the same rates, on images of `size` by `size`."""
+    x, y = data(size=size)
     for channels_last in (False, True):
         for rate in (0.2, 0.5):
             steps = {"plain": training_step(network(channels_last), x, y)}
@@ -87,10 +87,11 @@ def methods(rounds: int) -> None:
                     steps[f"{method} {draws}"] = training_step(model, x, y)
             seconds = {name: trimmed_mean(values) for name, values in time_in_turns(steps, rounds).items()}
             saved = {name: 1 - value / seconds["plain"] for name, value in seconds.items()}
-            print(f"drop_rate {rate} linear, {'channels-last' if channels_last else 'contiguous'}:")
+            layout = "channels-last" if channels_last else "contiguous"
+            print(f"drop_rate {rate} linear, {layout}, {size}x{size}: plain takes {1e3 * seconds['plain']:.0f} ms")
             for name in list(steps)[1:]:
                 share = saved[name] / saved["block balanced"]
-                print(f"  {name:20} saves {saved[name]:6.1%} of the step, {share:5.0%} of what block balanced saves")
+                print(f"  {name:20} saves {saved[name]:6.1%} of the step, {share:5.0%} of block balanced", flush=True)
 
 
 def rows(rounds: int) -> None:
@@ -195,12 +196,16 @@ def plans(rounds: int) -> None:
             print(f"{method} {draws}: {1e6 * statistics.median(seconds):.0f} us per step")
 
 
-MEASUREMENTS = {f.__name__: f for f in (absent, methods, rows, inference, memory, plans)}
+MEASUREMENTS: dict[str, Callable[..., None]] = {
+    f.__name__: f for f in (absent, methods, rows, inference, memory, plans)
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measurement", choices=MEASUREMENTS)
     parser.add_argument("--rounds", type=int, default=40, help="how often each side is timed")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images (methods only)")
     arguments = parser.parse_args()
     print(f"{DEVICE}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    MEASUREMENTS[arguments.measurement](arguments.rounds)
+    of_size = {"size": arguments.size} if arguments.measurement == "methods" else {}
+    MEASUREMENTS[arguments.measurement](arguments.rounds, **of_size)
