@@ -2,6 +2,7 @@
 
 python benchmarks/stochastic_depth.py absent     block method against blocks that are physically absent
 python benchmarks/stochastic_depth.py methods    time saved by block and by sample
+python benchmarks/stochastic_depth.py kernels    what half the rows save of the time of the convolutions alone
 python benchmarks/stochastic_depth.py rows       ways to choose and to move the rows of the sample method
 python benchmarks/stochastic_depth.py inference  folded and unfolded evaluation against torchvision
 python benchmarks/stochastic_depth.py memory     bytes kept for the backward pass by the sample method
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet50
+from torchvision.models.resnet import Bottleneck
 
 import etude.functional as cf
 from etude.algorithms.stochastic_depth import plan as plan_module
@@ -92,6 +94,52 @@ def methods(rounds: int, size: int) -> None:
             for name in list(steps)[1:]:
                 share = saved[name] / saved["block balanced"]
                 print(f"  {name:20} saves {saved[name]:6.1%} of the step, {share:5.0%} of block balanced", flush=True)
+
+
+def kernels(rounds: int, size: int) -> None:
+    """What the convolutions of half the rows save, of what leaving them out saves: a bound for the sample method."""
+    for channels_last in (False, True):
+        blocks = [block for block in network(channels_last).modules() if isinstance(block, Bottleneck)]
+        steps = {
+            (place, num_rows): _convolutions_step(block, place, num_rows, size, channels_last)
+            for place, block in enumerate(blocks)
+            for num_rows in (16, 32)
+        }
+        seconds = {key: statistics.median(values) for key, values in time_in_turns(steps, rounds).items()}
+        rates = [0.5 * (place + 1) / len(blocks) for place in range(len(blocks))]
+        by_block = sum(rate * seconds[place, 32] for place, rate in enumerate(rates))
+        by_sample = sum(2 * rate * (seconds[place, 32] - seconds[place, 16]) for place, rate in enumerate(rates))
+        print(f"{'channels-last' if channels_last else 'contiguous'}, {size}x{size}, 0.5 linear:")
+        for stage, places in enumerate((range(3), range(3, 7), range(7, 13), range(13, 16)), start=1):
+            half, whole = (sum(seconds[place, num_rows] for place in places) for num_rows in (16, 32))
+            print(f"  layer{stage}: {1e3 * whole:.1f} ms, half the rows save {1 - half / whole:.0%}")
+        print(f"  all: sample can save at most {by_sample / by_block:.0%} of what block saves")
+
+
+def _convolutions_step(
+    block: Bottleneck, place: int, num_rows: int, size: int, channels_last: bool
+) -> Callable[[], None]:
+    """Forward and backward of each convolution of a block by itself."""
+    stage = sum(place >= first for first in (3, 7, 13))
+    size_out = -(-size // (4 * 2**stage))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    convolutions = [block.conv1, block.conv2, block.conv3]
+    inputs, gradients = [], []
+    for convolution in convolutions:
+        size_in = size_out * 2 if place in (3, 7, 13) and convolution is not block.conv3 else size_out
+        x = torch.randn(num_rows, convolution.in_channels, size_in, size_in, device=DEVICE)
+        inputs.append(x.contiguous(memory_format=memory_format).requires_grad_())
+        with torch.no_grad():
+            gradients.append(torch.randn_like(convolution(inputs[-1])))
+
+    def step() -> None:
+        for convolution, x, gradient in zip(convolutions, inputs, gradients, strict=True):
+            x.grad = convolution.weight.grad = None
+            convolution(x).backward(gradient)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
 
 
 def rows(rounds: int) -> None:
@@ -197,15 +245,15 @@ def plans(rounds: int) -> None:
 
 
 MEASUREMENTS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (absent, methods, rows, inference, memory, plans)
+    f.__name__: f for f in (absent, methods, kernels, rows, inference, memory, plans)
 }
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measurement", choices=MEASUREMENTS)
     parser.add_argument("--rounds", type=int, default=40, help="how often each side is timed")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the images (methods only)")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images (methods and kernels)")
     arguments = parser.parse_args()
     print(f"{DEVICE}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    of_size = {"size": arguments.size} if arguments.measurement == "methods" else {}
+    of_size = {"size": arguments.size} if arguments.measurement in ("methods", "kernels") else {}
     MEASUREMENTS[arguments.measurement](arguments.rounds, **of_size)
