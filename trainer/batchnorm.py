@@ -9,9 +9,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..engine import State
-from .distributed import explained
-
-_CONVERTIBLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+from .distributed import explained, is_joined
 
 
 def convert_batchnorm(state: State) -> None:
@@ -60,7 +58,7 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
             ValueError: If all ranks together have a single value per channel.
             RankLostError: If another rank does not answer.
         """
-        if not self.training or not dist.is_initialized():
+        if not self.training or not is_joined():
             return super().forward(input)
         self._check_input_dim(input)
         normalized, mean, variance, count = _NormalizeOverRanks.apply(input, self.eps)
@@ -81,6 +79,9 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
         momentum = 1.0 / buffers.num_batches_tracked.item() if self.momentum is None else self.momentum
         buffers.running_mean.lerp_(mean.to(buffers.running_mean.dtype), momentum)
         buffers.running_var.lerp_(unbiased_variance.to(buffers.running_var.dtype), momentum)
+
+
+_CONVERTIBLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, CPUSyncBatchNorm)
 
 
 class _NormalizeOverRanks(Function):

@@ -42,12 +42,12 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
         RuntimeError: If torch was built without the backend.
     """
     _check_launch()
-    if not _is_joined() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_joined() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     device = _own_gpu(device) if device.type == "cuda" else device
     global _timeout
     _timeout = timedelta(seconds=timeout)
-    if _is_joined():
+    if is_joined():
         return device
     needed = ["gloo", "nccl"] if device.type == "cuda" else ["gloo"]
     for backend in needed:
@@ -63,14 +63,19 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
     return device
 
 
+def is_joined() -> bool:
+    """Whether this process is one of a group, which may have no other."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank() -> int:
     """Number of this process among `world_size`."""
-    return dist.get_rank() if _is_joined() else 0
+    return dist.get_rank() if is_joined() else 0
 
 
 def world_size() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if _is_joined() else 1
+    return dist.get_world_size() if is_joined() else 1
 
 
 def gather(value: T) -> list[T]:
@@ -196,17 +201,13 @@ def _talk() -> Any:
 
 def _check_launch() -> None:
     """Refuse to train alone what was started as one of several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _is_joined():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_joined():
         return
     if missing := [name for name in _LAUNCHED if name not in os.environ]:
         raise ValueError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} must come with {', '.join(missing)} in the environment, as "
             "torchrun sets them, or the processes would not find each other"
         )
-
-
-def _is_joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _leave() -> None:

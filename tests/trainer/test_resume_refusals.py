@@ -407,26 +407,24 @@ class CountingLogger(LoggerDestination): ...
 def test_a_failure_to_load_leaves_everything_as_it_was(what: str) -> None:
     """Nothing is half resumed, whoever refuses his part."""
 
-    class Part(Scale):
+    class Refusing:
+        kind: str
+
         def state_dict(self) -> dict[str, Any]:
             return {"count": 1}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            if what == "algorithm":
+            if what == self.kind:
                 raise RuntimeError("not mine")
 
-    class Watcher(Counts):
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            if what == "callback":
-                raise RuntimeError("not mine")
+    class Part(Refusing, Scale):
+        kind = "algorithm"
 
-    class Destination(LoggerDestination):
-        def state_dict(self) -> dict[str, Any]:
-            return {"count": 1}
+    class Watcher(Refusing, Counts):
+        kind = "callback"
 
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            if what == "logger":
-                raise RuntimeError("not mine")
+    class Destination(Refusing, LoggerDestination):
+        kind = "logger"
 
     def settings() -> dict[str, Any]:
         return {"algorithms": Part(), "callbacks": Watcher(), "loggers": Destination(), "run_name": "run"}
