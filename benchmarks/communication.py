@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet50
 
 import etude.functional as cf
-from etude.trainer.gradients import GradientSynchronizer
+from etude.trainer.distributed.gradients import GradientSynchronizer
 from interleaved import time_in_turns, trimmed_mean
 
 

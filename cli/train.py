@@ -101,10 +101,10 @@ def train(
 
     from ..algorithms import LabelSmoothing, StochasticDepth
     from ..algorithms.stochastic_depth import ProgressiveLayerDrop, StartLate, StopEarly
+    from ..datasets import digits_dataloaders
     from ..models import composer_resnet
     from ..trainer import Trainer, distributed
     from ..trainer.checks import check_device, check_seed, check_timeout
-    from ..trainer.digits import digits_dataloaders
     from .report import report
     from .resume import CHECKPOINTS, locate
     from .weights import save_weights

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -205,3 +205,11 @@ def check_is_bare(model: nn.Module) -> None:
                 f"model must not be wrapped for parallel training, as the Trainer does that itself under torchrun, got "
                 f"a {type(module).__name__}"
             )
+
+
+def check_loss(loss: Any) -> Tensor:
+    """A loss must be a tensor without dimensions, or it is a ValueError."""
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"model.loss must return a tensor without dimensions, the mean over the batch; got {what}")
+    return loss

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from ..engine import Engine, Event
-from . import batches, distributed
-from .data import EpochReader
+from . import distributed
+from .checks import check_loss
+from .data.batches import read_batches
+from .data.reader import EpochReader
 from .precision import Precision, autocast
-from .step import check_loss
 
 
 def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
@@ -57,30 +58,6 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
         engine.logger.log_metrics(state.eval_metrics)
         run_event(Event.EVAL_END)
     state.batch, state.batch_num_samples, state.global_batch_num_samples = before
-
-
-def read_batches(engine: Engine, reader: EpochReader, before: Event, after: Event, start: int = 0) -> Iterator[Any]:
-    """Yield each batch of an epoch on the device, with the event before and after it is fetched.
-
-    Args:
-        engine: Its state's timestamp says which epoch.
-        reader: Where from.
-        before: Announced before a batch is fetched.
-        after: Announced after.
-        start: Batches at the beginning that are left out.
-    """
-    state = engine.state
-    iterator = reader.batches(state.timestamp.epoch, start)
-    while True:
-        engine.run_event(before)
-        batch, num_samples = next(iterator, (None, 0))
-        if num_samples == 0:
-            return
-        state.global_batch_num_samples = num_samples
-        state.batch_num_samples = num_samples if state.world_size == 1 else batches.num_samples(batch)
-        state.batch = batches.move(batch, state.device)
-        engine.run_event(after)
-        yield state.batch
 
 
 def _metrics(model: Any, device: torch.device) -> dict[str, Any]:

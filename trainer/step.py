@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..engine import Engine, Event
-from . import batches, distributed
-from .parallelism import Synchronizer
+from . import distributed
+from .checks import check_loss
+from .data import batches
+from .distributed.parallelism import Synchronizer
 from .precision import Precision, autocast
-from .recovery import Snapshot
+from .snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 
@@ -246,14 +248,6 @@ class TrainStep:
                 scaler.step(optimizer)
         if had_gradient:
             scaler.update()
-
-
-def check_loss(loss: Any) -> Tensor:
-    """A loss must be a tensor without dimensions, or it is a ValueError."""
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"model.loss must return a tensor without dimensions, the mean over the batch; got {what}")
-    return loss
 
 
 def _has_gradient(optimizer: Optimizer) -> bool:

@@ -14,20 +14,20 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..engine import Algorithm, Callback, Engine, Event, Logger, LoggerDestination, State, Time, TimeUnit
+from ..loggers import FileLogger, ProgressBar
 from . import checks, distributed
-from .batchnorm import convert_batchnorm
-from .checkpoint import restore, restore_generators, restore_weights
-from .checkpoint_saver import with_saver
-from .data import EpochReader
-from .evaluation import evaluate, read_batches
-from .file_logger import FileLogger
-from .interruption import SignalListener, TrainingInterrupted
-from .parallelism import Parallelism, check_parallelism, parallelize
+from .checkpoint.contents import restore, restore_generators, restore_weights
+from .checkpoint.loading import find_checkpoint
+from .checkpoint.saver import with_saver
+from .data.batches import read_batches
+from .data.reader import EpochReader
+from .distributed.batchnorm import convert_batchnorm
+from .distributed.parallelism import Parallelism, check_parallelism, parallelize
+from .evaluation import evaluate
 from .precision import Precision, check_precision, grad_scaler
-from .progress_bar import ProgressBar
 from .reproducibility import seed_all
-from .resumption import find_checkpoint
 from .settings import check_same_on_all_ranks, describe, describe_dataloader
+from .signals import SignalListener, TrainingInterrupted
 from .step import TrainStep
 
 _log = logging.getLogger(__name__)

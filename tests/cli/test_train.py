@@ -14,7 +14,7 @@ from etude.cli.main import main
 from etude.cli.packages import check_packages
 from etude.cli.resume import locate
 from etude.cli.train import count_batches, train
-from etude.trainer.digits import digits_dataloaders
+from etude.datasets.digits import digits_dataloaders
 
 OPTIONS = {
     "model": "resnet50",

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 from etude import Trainer
 from etude.algorithms import LabelSmoothing, StochasticDepth
 from etude.engine import Algorithm, Callback, Event, LoggerDestination
-from etude.trainer import CheckpointSaver
-from etude.trainer.checkpoint_file import CheckpointError
+from etude.trainer import CheckpointError, CheckpointSaver
 from networks import LinearModel, vectors
 from resumable import BATCH_SIZE, NUM_STEPS, NoisyImages, differences, fit, make_model, rows_of
 from resumable import make_trainer as make_resnet_trainer

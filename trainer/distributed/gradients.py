@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .distributed import explained, sum_over_ranks, world_size
+from .group import explained, sum_over_ranks, world_size
 
 _BUCKET_BYTES = 25 * 2**20  # of what belongs to no unit, as DistributedDataParallel has it
 

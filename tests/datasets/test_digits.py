@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from etude.trainer.digits import digits_dataloaders
+from etude.datasets.digits import digits_dataloaders
 
 
 @pytest.fixture(scope="module")

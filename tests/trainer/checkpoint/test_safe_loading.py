@@ -19,7 +19,8 @@ from etude.cli.weights import load_folded, save_weights
 from etude.engine import LoggerDestination
 from etude.models import composer_resnet
 from etude.trainer import CheckpointSaver
-from etude.trainer.checkpoint_file import read_checkpoint, read_pointer, write_checkpoint
+from etude.trainer.checkpoint.file import read_checkpoint, write_checkpoint
+from etude.trainer.checkpoint.folder import read_pointer
 from networks import images, tiny_resnet
 from resumable import differences
 

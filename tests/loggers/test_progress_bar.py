@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from etude.engine import Logger, State, Time, Timestamp
-from etude.trainer import ProgressBar, Trainer, progress_bar
+from etude.loggers import ProgressBar, progress_bar
+from etude.trainer import Trainer
 from networks import LinearModel, vectors
 
 

@@ -8,19 +8,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from ..engine import Callback, Logger, State, Time, TimeUnit
-from . import distributed
-from .checkpoint import contents_of
-from .checkpoint_file import (
-    CHECKPOINT_NAME,
-    checkpoint_name,
-    newest_first,
-    remove_old,
-    remove_stale,
-    set_pointer,
-    write_checkpoint,
-)
-from .checks import check_num_checkpoints_to_keep, check_save_interval
+from ...engine import Callback, Logger, State, Time, TimeUnit
+from .. import distributed
+from ..checks import check_num_checkpoints_to_keep, check_save_interval
+from .contents import contents_of
+from .file import write_checkpoint
+from .folder import CHECKPOINT_NAME, checkpoint_name, newest_first, remove_old, remove_stale, set_pointer
 from .shards import remove_shards, write_shards
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from etude.engine import Algorithm, Event, Logger, State, Timestamp
-from etude.trainer import FileLogger, Trainer
+from etude.loggers import FileLogger
+from etude.trainer import Trainer
 from networks import LinearModel, vectors
 
 STATE = State(model=nn.Identity())
@@ -530,7 +531,7 @@ class TestRewriting:
 
 LOGS_UNTIL_KILLED = """
 import itertools, json, sys
-from etude.trainer import FileLogger
+from etude.loggers import FileLogger
 
 logger = FileLogger(sys.argv[1], rows_per_write=3)
 for step in itertools.count(1):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..engine import State
-from .distributed import explained, is_joined
+from ...engine import State
+from .group import explained, is_joined
 
 
 def convert_batchnorm(state: State) -> None:

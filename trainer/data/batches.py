@@ -1,11 +1,42 @@
-"""What the trainer does to batches without knowing what is in them: count rows, split, move."""
+"""What the trainer does to batches without knowing what is in them: read, count rows, split, move."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ...engine import Engine, Event
+
+if TYPE_CHECKING:
+    from .reader import EpochReader
+
+
+def read_batches(engine: Engine, reader: EpochReader, before: Event, after: Event, start: int = 0) -> Iterator[Any]:
+    """Yield each batch of an epoch on the device, with the event before and after it is fetched.
+
+    Args:
+        engine: Its state's timestamp says which epoch.
+        reader: Where from.
+        before: Announced before a batch is fetched.
+        after: Announced after.
+        start: Batches at the beginning that are left out.
+    """
+    state = engine.state
+    iterator = reader.batches(state.timestamp.epoch, start)
+    while True:
+        engine.run_event(before)
+        batch, global_num_samples = next(iterator, (None, 0))
+        if global_num_samples == 0:
+            return
+        state.global_batch_num_samples = global_num_samples
+        state.batch_num_samples = global_num_samples if state.world_size == 1 else num_samples(batch)
+        state.batch = move(batch, state.device)
+        engine.run_event(after)
+        yield state.batch
 
 
 def num_samples(batch: Any) -> int:

@@ -5,9 +5,9 @@ from typing import Any, Literal, Protocol, get_args
 
 from torch import nn
 
-from ..engine import State
-from . import distributed
+from ...engine import State
 from .gradients import GradientSynchronizer
+from .group import copy_from_rank_zero, world_size
 
 Parallelism = Literal["ddp", "fsdp"]
 
@@ -44,7 +44,7 @@ def check_parallelism(
             "find_unused_parameters needs ranks that compute without each other, as parallelism='fsdp' and "
             "sync_batchnorm do not let them, got True"
         )
-    several = distributed.world_size() > 1
+    several = world_size() > 1
     if parallelism == "fsdp" and not several:
         raise ValueError("parallelism='fsdp' needs several processes, as torchrun starts them, got one")
     if several and halve_microbatches and (parallelism == "fsdp" or sync_batchnorm):
@@ -69,7 +69,7 @@ def parallelize(state: State, parallelism: Parallelism, *, find_unused_parameter
     Raises:
         ValueError: If ranks that shard their parameters may compute different blocks.
     """
-    distributed.copy_from_rank_zero([*state.model.parameters(), *state.model.buffers()])
+    copy_from_rank_zero([*state.model.parameters(), *state.model.buffers()])
     units = [unit for algorithm in state.algorithms for unit in algorithm.gradient_units(state)]
     ranks_may_differ = find_unused_parameters or any(algorithm.ranks_may_differ for algorithm in state.algorithms)
     if parallelism == "fsdp":

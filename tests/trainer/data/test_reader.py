@@ -27,7 +27,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from etude.trainer.data import EpochReader
+from etude.trainer.data.reader import EpochReader
 from etude.trainer.reproducibility import generators_kept, seed_all, seed_generators
 
 WORKERS = {"num_workers": 2, "multiprocessing_context": "fork"}
@@ -513,7 +513,7 @@ def test_python_ends_while_spawned_workers_wait() -> None:
     code = """if True:
         import torch
         from torch.utils.data import DataLoader, StackDataset
-        from etude.trainer.data import EpochReader
+        from etude.trainer.data.reader import EpochReader
         dataloader = DataLoader(
             StackDataset(torch.arange(8)), 2, num_workers=1, persistent_workers=True, multiprocessing_context="spawn"
         )

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from etude.trainer import checkpoint_file
-from etude.trainer.checkpoint_file import newest_good
+from etude.trainer.checkpoint import file, saver
+from etude.trainer.checkpoint.folder import newest_good
 from resumable import differences, make_trainer, result_of
 
 SECONDS_PER_PAUSE = 0.002
@@ -34,11 +34,11 @@ def slow_writer() -> None:
 
         return call
 
-    checkpoint_file._seal = paused(checkpoint_file._seal)
-    checkpoint_file.set_pointer = paused(checkpoint_file.set_pointer)
+    file._seal = paused(file._seal)
+    saver.set_pointer = paused(saver.set_pointer)
     # A killed process leaves to the system what it has written, so there is no need to wait for the disk.
     without_disk = {"fsync": paused(lambda file: None), "replace": paused(os.replace)}
-    checkpoint_file.os = type("os", (), dict(vars(os), **without_disk))
+    file.os = type("os", (), dict(vars(os), **without_disk))
 
 
 def train(folder: Path, run: str) -> None:

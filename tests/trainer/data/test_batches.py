@@ -3,7 +3,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from etude.trainer.batches import move, num_samples, split
+from etude.trainer.data.batches import move, num_samples, split
 
 Pair = namedtuple("Pair", ["inputs", "targets"])
 INPUTS, TARGETS = torch.arange(20.0).reshape(10, 2), torch.arange(10)

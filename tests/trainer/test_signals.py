@@ -15,7 +15,7 @@ import torch
 
 from etude.engine import Callback, Event
 from etude.trainer import CheckpointSaver
-from etude.trainer.interruption import SignalListener, TrainingInterrupted
+from etude.trainer.signals import SignalListener, TrainingInterrupted
 from resumable import NUM_STEPS, differences, make_trainer, result_of, rows_of
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]

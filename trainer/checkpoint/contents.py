@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import Logger, State, Timestamp
-from . import distributed
-from .checkpoint_file import VERSION
-from .reproducibility import generator_states, generators_kept, set_generator_states
-from .settings import check_same_training
+from ...engine import Logger, State, Timestamp
+from .. import distributed
+from ..reproducibility import generator_states, generators_kept, set_generator_states
+from ..settings import check_same_training
+from .file import VERSION
 from .shards import fit_to
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from etude import Callback, Logger, State, Trainer
-from etude.trainer import CheckpointSaver, checkpoint_file, distributed
-from etude.trainer.shards import _check_place
+from etude.trainer import CheckpointSaver, distributed
+from etude.trainer.checkpoint import file as checkpoint_file
+from etude.trainer.checkpoint.shards import _check_place
 from networks import LinearModel, vectors
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import distributed
-from .checkpoint_file import newest_good, read_checkpoint
+from .. import distributed
+from .file import read_checkpoint
+from .folder import newest_good
 from .shards import whole_weights
 
 _log = logging.getLogger(__name__)

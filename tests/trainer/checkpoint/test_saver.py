@@ -16,7 +16,8 @@ from torch.optim import SGD
 from etude import Trainer
 from etude.engine import Callback, LoggerDestination, Time
 from etude.trainer import CheckpointSaver
-from etude.trainer.checkpoint_file import newest_good, read_checkpoint
+from etude.trainer.checkpoint.file import read_checkpoint
+from etude.trainer.checkpoint.folder import newest_good
 from networks import LinearModel, vectors
 
 BATCHES_PER_EPOCH = 6

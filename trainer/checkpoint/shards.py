@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import State
-from . import distributed
+from ...engine import State
+from .. import distributed
 
 _MARK = "sharded tensor"
 _FILE_NAME = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")

@@ -27,17 +27,15 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 from torch.utils.serialization import config
 
-from etude.trainer.checkpoint_file import (
-    CheckpointError,
+from etude.trainer.checkpoint.file import CheckpointError, read_checkpoint, write_checkpoint
+from etude.trainer.checkpoint.folder import (
     candidates,
     checkpoint_name,
     newest_good,
-    read_checkpoint,
     read_pointer,
     remove_old,
     remove_stale,
     set_pointer,
-    write_checkpoint,
 )
 
 OLD = {"version": 1, "old": torch.arange(5.0)}
@@ -475,7 +473,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from etude.trainer.checkpoint_file import write_checkpoint
+from etude.trainer.checkpoint.file import write_checkpoint
 
 real = {"save": torch.save, "fsync": os.fsync, "replace": os.replace}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from etude import Trainer
 from etude.algorithms import StochasticDepth
-from etude.trainer.batchnorm import CPUSyncBatchNorm
+from etude.trainer.distributed.batchnorm import CPUSyncBatchNorm
 from networks import LinearModel, images, tiny_resnet, vectors
 
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils import data
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
 
+from ..reproducibility import generators_kept, hashed_seeds, seed_generators
 from . import batches
-from .reproducibility import generators_kept, hashed_seeds, seed_generators
 from .workers import WorkerInit, end_workers, tracked
 
 _log = logging.getLogger(__name__)
