@@ -1,18 +1,26 @@
-# make train   installs into .venv and runs the main job
-# make test    installs into .venv and runs the test suite
-# make lint    checks style and types, the types on the package as users install it
-# make bench   measures, see docs/benchmarks.md
+# make train      installs into .venv and runs the main job
+# make test       installs into .venv and runs the tests but for the slow ones
+# make test-slow  runs the slow ones
+# make coverage   runs the tests but for the slow ones, and prints which lines and branches they miss
+# make lint       checks style and types, the types on the package as users install it
+# make bench      measures, see docs/benchmarks.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-slow coverage lint bench clean
 
 train: .venv/cli
 	$(BIN)/etude train
 
 test: .venv/test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto -m "not slow"
+
+test-slow: .venv/test
+	$(BIN)/pytest -n auto -m slow
+
+coverage: .venv/test
+	$(BIN)/pytest -n auto -m "not slow" --cov=etude --cov-branch --cov-report=term-missing:skip-covered
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from etude.algorithms import StochasticDepth
 from etude.cli.main import main
 from etude.cli.weights import load_folded, save_weights
 from etude.models import composer_resnet
-from networks import images
+from helpers.networks import images
 
 
 @pytest.fixture

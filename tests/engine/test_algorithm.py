@@ -7,7 +7,7 @@ import torch
 import etude.engine
 from etude.engine import Algorithm, Event
 from etude.trainer import Trainer
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 
 class DoNothing(Algorithm):

@@ -11,7 +11,7 @@ import torch
 
 from etude.engine import Callback, Event
 from etude.trainer import Trainer
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 TEXT = inspect.cleandoc(Event.__doc__)
 BLOCKS = [textwrap.dedent(block) for block in re.findall(r"code-block:: python\n\n((?:    .*\n|\n)+)", TEXT)]

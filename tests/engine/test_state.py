@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from etude.engine import State, Time, Timestamp
-from networks import vectors
+from helpers.networks import vectors
 
 ROWS = 4
 LENGTHS_AND_EPOCHS = [(1, 1), (1, 7), (3, 3), (7, 3), (10, 3), (13, 11), (49, 2)]

@@ -18,7 +18,7 @@ from torch import nn
 from etude.engine import Algorithm, Event, Logger, State, Timestamp
 from etude.loggers import FileLogger
 from etude.trainer import Trainer
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 STATE = State(model=nn.Identity())
 LOGGER = Logger(STATE)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from etude.engine import Logger, State, Time, Timestamp
 from etude.loggers import ProgressBar, progress_bar
 from etude.trainer import Trainer
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 
 class Screen(io.StringIO):

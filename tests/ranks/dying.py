@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from etude import Callback
-from resumable import make_trainer, result_of
+from helpers.resumable import make_trainer, result_of
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 

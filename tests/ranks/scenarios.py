@@ -26,8 +26,8 @@ import etude.functional as cf
 from etude import Algorithm, Callback, Event, LoggerDestination, Trainer
 from etude.algorithms import StochasticDepth
 from etude.trainer import CheckpointSaver, TrainingInterrupted, distributed, load_weights
-from networks import LinearModel, images, tiny_resnet, vectors
-from resumable import differences, make_trainer, result_of
+from helpers.networks import LinearModel, images, tiny_resnet, vectors
+from helpers.resumable import differences, make_trainer, result_of
 
 RANK = int(os.environ.get("RANK", "0"))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import dying
 
-from resumable import differences
+from helpers.resumable import differences
+from ranks import dying
 
 SCRIPT = Path(dying.__file__)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

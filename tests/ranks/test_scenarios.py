@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import scenarios
 
 from etude.trainer import load_weights
-from resumable import differences, make_trainer
+from helpers.resumable import differences, make_trainer
+from ranks import scenarios
 
 
 def test_two_ranks(tmp_path: Path, subtests: pytest.Subtests) -> None:

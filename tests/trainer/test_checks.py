@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import StepLR
 from etude.algorithms import StochasticDepth
 from etude.engine import Callback, Time
 from etude.trainer import Trainer, checks
-from networks import LinearModel, images, tiny_resnet
+from helpers.networks import LinearModel, images, tiny_resnet
 
 
 def arguments(model) -> dict:

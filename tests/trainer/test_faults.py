@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from etude import Trainer
 from etude.engine import Algorithm, Callback, Event
 from etude.trainer import CheckpointSaver
-from networks import LinearModel, vectors
-from resumable import differences, fit, rows_of
-from resumable import make_trainer as make_resnet_trainer
+from helpers.networks import LinearModel, vectors
+from helpers.resumable import differences, fit, rows_of
+from helpers.resumable import make_trainer as make_resnet_trainer
 
 NAN, INF = float("nan"), float("inf")
 

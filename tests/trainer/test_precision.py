@@ -7,7 +7,7 @@ from torch.optim import SGD
 from etude.engine import Callback
 from etude.trainer import Trainer
 from etude.trainer.precision import Precision, autocast, check_precision, grad_scaler
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}

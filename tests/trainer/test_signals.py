@@ -16,7 +16,7 @@ import torch
 from etude.engine import Callback, Event
 from etude.trainer import CheckpointSaver
 from etude.trainer.signals import SignalListener, TrainingInterrupted
-from resumable import NUM_STEPS, differences, make_trainer, result_of, rows_of
+from helpers.resumable import NUM_STEPS, differences, make_trainer, result_of, rows_of
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -180,7 +180,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 from etude.engine import Callback
-from resumable import make_trainer, result_of
+from helpers.resumable import make_trainer, result_of
 
 folder, mode, step, num_workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 os.chdir(folder)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from etude.engine import Algorithm, Callback, Event, LoggerDestination, Time
 from etude.models import ComposerClassifier
 from etude.trainer import Trainer
-from networks import LinearModel, tiny_resnet, vectors
+from helpers.networks import LinearModel, tiny_resnet, vectors
 
 LOSS = "loss/eval/total"
 CPUTrainer = partial(Trainer, device="cpu", progress_bar=False)

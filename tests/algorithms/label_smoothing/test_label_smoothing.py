@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import etude.functional as cf
 from etude import Callback, State, Trainer
 from etude.algorithms import LabelSmoothing
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5, 1.0])

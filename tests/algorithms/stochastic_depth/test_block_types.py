@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 import etude.functional as cf
 from etude.algorithms.stochastic_depth import block_types
 from etude.algorithms.stochastic_depth.block_types import BLOCK_TYPES, block_type_of
-from residual_networks import NETWORKS, Encoder, build
+from helpers.residual_networks import NETWORKS, Encoder, build
 
 
 def calls_of(network: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:

@@ -8,7 +8,7 @@ from torch import nn
 
 import etude.functional as cf
 from etude.algorithms.stochastic_depth import export
-from networks import tiny_resnet
+from helpers.networks import tiny_resnet
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torchvision.models.resnet import Bottleneck
 
 import etude.functional as cf
 from etude.models import composer_resnet
-from networks import tiny_resnet
+from helpers.networks import tiny_resnet
 
 
 def test_a_folded_network_is_torchvisions_own_and_its_weights_load_there() -> None:

@@ -5,7 +5,7 @@ from torch import nn
 import etude.functional as cf
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
 from etude.models import composer_resnet
-from networks import tiny_resnet
+from helpers.networks import tiny_resnet
 
 
 @pytest.mark.parametrize(

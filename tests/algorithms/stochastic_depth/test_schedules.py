@@ -11,7 +11,7 @@ from etude.algorithms.stochastic_depth.schedules import (
     Warmup,
     as_schedules,
 )
-from networks import vectors
+from helpers.networks import vectors
 
 
 def state_at(batch: int, max_duration: str, batches_per_epoch: int = 6) -> State:

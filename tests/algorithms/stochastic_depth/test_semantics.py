@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck
 import etude.functional as cf
 from etude.algorithms.stochastic_depth import block_types
 from etude.algorithms.stochastic_depth.block_types import BLOCK_TYPES
-from networks import one_of_each_resnet, tiny_resnet
+from helpers.networks import one_of_each_resnet, tiny_resnet
 
 # Tracing looks at the gradients of inner tensors, and warns about itself.
 pytestmark = [

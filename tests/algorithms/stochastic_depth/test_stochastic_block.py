@@ -12,7 +12,7 @@ import etude.functional as cf
 from etude.algorithms.stochastic_depth.plan import DropPlan
 from etude.algorithms.stochastic_depth.stochastic_block import StochasticBlock
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
-from networks import tiny_resnet
+from helpers.networks import tiny_resnet
 
 
 def batch_of(num_rows: int = 6, size: int = 6) -> tuple[Tensor, Tensor]:

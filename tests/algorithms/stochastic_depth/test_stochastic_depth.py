@@ -12,7 +12,7 @@ from etude import Algorithm, Callback, Event, LoggerDestination, State, Time, Tr
 from etude.algorithms import StochasticDepth
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
 from etude.models import ComposerClassifier, composer_resnet
-from networks import images, tiny_resnet
+from helpers.networks import images, tiny_resnet
 
 
 class Recorder(LoggerDestination):
@@ -302,7 +302,7 @@ def test_too_long_a_warmup_is_refused_before_the_surgery() -> None:
 
 def test_a_model_without_a_matching_block_is_refused() -> None:
     with pytest.raises(ValueError, match="model must contain blocks of type"):
-        from networks import LinearModel, vectors
+        from helpers.networks import LinearModel, vectors
 
         Trainer(LinearModel(), vectors(), max_duration="1ep", algorithms=[StochasticDepth()])
 

@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 import etude.functional as cf
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
 from etude.models import composer_resnet
-from networks import images, one_of_each_resnet, tiny_resnet
+from helpers.networks import images, one_of_each_resnet, tiny_resnet
 
 
 def test_surgery_keeps_modules_parameters_and_state_dict() -> None:

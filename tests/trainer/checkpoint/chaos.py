@@ -19,7 +19,7 @@ import torch
 
 from etude.trainer.checkpoint import file, saver
 from etude.trainer.checkpoint.folder import newest_good
-from resumable import differences, make_trainer, result_of
+from helpers.resumable import differences, make_trainer, result_of
 
 SECONDS_PER_PAUSE = 0.002
 

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 KILLS = 200
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_200_times_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
     script = Path(__file__).with_name("chaos.py")
     done = subprocess.run(

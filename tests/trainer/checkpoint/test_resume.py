@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from etude import Callback, Logger, State, Trainer
 from etude.trainer import CheckpointSaver, TrainingInterrupted
-from networks import LinearModel, vectors
-from resumable import NUM_STEPS, differences, fit, make_trainer, rows_of
+from helpers.networks import LinearModel, vectors
+from helpers.resumable import NUM_STEPS, differences, fit, make_trainer, rows_of
 
 
 def checkpoints(folder: Path) -> list[Path]:

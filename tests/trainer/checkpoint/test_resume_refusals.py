@@ -17,9 +17,9 @@ from etude import Trainer
 from etude.algorithms import LabelSmoothing, StochasticDepth
 from etude.engine import Algorithm, Callback, Event, LoggerDestination
 from etude.trainer import CheckpointError, CheckpointSaver
-from networks import LinearModel, vectors
-from resumable import BATCH_SIZE, NUM_STEPS, NoisyImages, differences, fit, make_model, rows_of
-from resumable import make_trainer as make_resnet_trainer
+from helpers.networks import LinearModel, vectors
+from helpers.resumable import BATCH_SIZE, NUM_STEPS, NoisyImages, differences, fit, make_model, rows_of
+from helpers.resumable import make_trainer as make_resnet_trainer
 
 
 class Scale(Algorithm):

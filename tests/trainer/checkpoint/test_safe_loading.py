@@ -21,8 +21,8 @@ from etude.models import composer_resnet
 from etude.trainer import CheckpointSaver
 from etude.trainer.checkpoint.file import read_checkpoint, write_checkpoint
 from etude.trainer.checkpoint.folder import read_pointer
-from networks import images, tiny_resnet
-from resumable import differences
+from helpers.networks import images, tiny_resnet
+from helpers.resumable import differences
 
 Place = tuple[Any, ...]
 

@@ -18,7 +18,7 @@ from etude.engine import Callback, LoggerDestination, Time
 from etude.trainer import CheckpointSaver
 from etude.trainer.checkpoint.file import read_checkpoint
 from etude.trainer.checkpoint.folder import newest_good
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 BATCHES_PER_EPOCH = 6
 

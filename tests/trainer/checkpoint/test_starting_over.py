@@ -16,7 +16,7 @@ from etude import Callback, Logger, State, Trainer
 from etude.trainer import CheckpointSaver, distributed
 from etude.trainer.checkpoint import file as checkpoint_file
 from etude.trainer.checkpoint.shards import _check_place
-from networks import LinearModel, vectors
+from helpers.networks import LinearModel, vectors
 
 
 def make_trainer(model: nn.Module | None = None, **settings: Any) -> Trainer:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from etude import Trainer
 from etude.algorithms import StochasticDepth
 from etude.trainer.distributed.batchnorm import CPUSyncBatchNorm
-from networks import LinearModel, images, tiny_resnet, vectors
+from helpers.networks import LinearModel, images, tiny_resnet, vectors
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from etude import Trainer
 from etude.algorithms import LabelSmoothing, StochasticDepth
 from etude.models import ComposerClassifier
-from networks import images, tiny_resnet
+from helpers.networks import images, tiny_resnet
 
 NUM_SAMPLES, BATCH_SIZE = 18, 4  # five batches per epoch, the last one of two rows
 NUM_STEPS = 10

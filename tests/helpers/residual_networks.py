@@ -8,7 +8,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from etude.models import cifar_resnet
-from networks import tiny_resnet
+from helpers.networks import tiny_resnet
 
 
 def _resnet(block: type[nn.Module], **options: int) -> nn.Module:

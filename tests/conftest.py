@@ -1,0 +1,40 @@
+"""What holds for every test: the same random state at its start, and nothing left behind at its end."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side; before torch is imported
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import leaks
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests start in an empty directory, where a file that one of them leaves is seen."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("working_directory"))
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    before = leaks.snapshot()
+    yield
+    if found := leaks.restore(before):
+        pytest.fail(f"the test leaks {'; '.join(found)}", pytrace=False)
