@@ -55,7 +55,7 @@ class Logger:
         """
         metrics = {name: _whole(value) for name, value in metrics.items()}
         for destination in self.destinations:
-            destination.log_metrics(metrics, self._state.timestamp.batch)
+            destination.log_metrics(metrics, self._state.timestamp.batch.value)
 
 
 def _whole(value: Metric) -> Metric:

@@ -1,10 +1,10 @@
-"""How long and how far: `Time` with its unit, and `Timestamp`, the position of a training run."""
+"""`Time`, a duration with its unit, and `Timestamp`, the position of a training run."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import total_ordering
-from typing import Any
+from typing import Any, ClassVar
 
 _TIME_STRING = re.compile(r"\s*([+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z]+)\s*", re.ASCII)
 
@@ -21,7 +21,7 @@ class TimeUnit(str, Enum):
 
     @property
     def is_clock(self) -> bool:
-        """Whether it is wall-clock time, which is no function of the timestamp."""
+        """Whether it is wall-clock time, which a `Timestamp` does not count."""
         return self in (TimeUnit.SECOND, TimeUnit.MINUTE)
 
     def __str__(self) -> str:
@@ -34,20 +34,21 @@ _COUNTED = (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE)
 @total_ordering
 @dataclass(frozen=True, slots=True, eq=False)
 class Time:
-    """An immutable amount of training: ``Time(3, "ep")`` or ``Time.from_timestring("3ep")``.
+    """An immutable duration of training: ``Time(3, "ep")`` or ``Time.from_timestring("3ep")``.
 
-    Epochs, batches and samples are whole numbers; ``dur`` is a fraction of the whole training; ``sec``
-    and ``min`` are wall-clock time, whole or not, and do not convert into each other.
-    Times of one unit add, subtract and compare; a time string or a bare number on the other side
-    is read as a time (a number in this time's unit).
+    Epochs, batches and samples are ints. ``dur`` is a fraction of the whole training. ``sec`` and ``min``
+    are wall-clock time; they may have a fraction and do not convert into each other.
+
+    Times of one unit add, subtract, divide and compare. The other operand may also be a time string, or
+    a number, which has the unit of this time. A time of any unit may be multiplied by a time in ``dur``.
 
     Args:
         value: How many units.
-        unit: What is counted: a `TimeUnit` or its suffix.
+        unit: A `TimeUnit` or its suffix.
 
     Raises:
-        TypeError: If `value` is not a number, or not a whole one where the unit asks for it.
-        ValueError: If the unit is unknown.
+        TypeError: If `value` is not a number, or not an int where the unit is ``ep``, ``ba`` or ``sp``.
+        ValueError: If the unit is unknown, or `value` is not finite.
     """
 
     value: int | float
@@ -62,27 +63,78 @@ class Time:
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise TypeError(f"the value of a time must be a number, got {self.value!r}")
         if unit in _COUNTED and not isinstance(self.value, int):
-            raise TypeError(f'a time in "{unit}" must be a whole number, got {self.value!r}')
+            raise TypeError(f'a time in "{unit}" must be an int, got {self.value!r}')
         if self.value != self.value or self.value in (float("inf"), float("-inf")):
             raise ValueError(f"the value of a time must be finite, got {self.value!r}")
         object.__setattr__(self, "unit", unit)
 
     @classmethod
-    def from_timestring(cls, text: str) -> "Time":
-        """Read ``"3ep"``, ``"100ba"``, ``"6400sp"``, ``"0.2dur"``, ``"90sec"`` or ``"1.5min"``.
+    def from_epoch(cls, epoch: int) -> "Time":
+        """``Time(epoch, "ep")``."""
+        return cls(epoch, TimeUnit.EPOCH)
+
+    @classmethod
+    def from_batch(cls, batch: int) -> "Time":
+        """``Time(batch, "ba")``."""
+        return cls(batch, TimeUnit.BATCH)
+
+    @classmethod
+    def from_sample(cls, sample: int) -> "Time":
+        """``Time(sample, "sp")``."""
+        return cls(sample, TimeUnit.SAMPLE)
+
+    @classmethod
+    def from_duration(cls, duration: float) -> "Time":
+        """``Time(duration, "dur")``."""
+        return cls(duration, TimeUnit.DURATION)
+
+    @classmethod
+    def from_timestring(cls, timestring: str) -> "Time":
+        """Parse ``"3ep"``, ``"100ba"``, ``"6.4e3sp"``, ``"0.2dur"``, ``"90sec"`` or ``"1.5min"``.
 
         Raises:
-            ValueError: If `text` is not a number followed by a known unit.
+            ValueError: If `timestring` is not a number followed by a known unit.
             TypeError: If the number has a fraction and the unit is ``ep``, ``ba`` or ``sp``.
         """
-        match = _TIME_STRING.fullmatch(text)
+        match = _TIME_STRING.fullmatch(timestring)
         if match is None:
             raise ValueError(
-                f'a time string must be like "3ep", "100ba", "6400sp", "0.2dur", "90sec" or "5min", got {text!r}'
+                f'a time string must be like "3ep", "100ba", "6400sp", "0.2dur", "90sec" or "5min", got {timestring!r}'
             )
         number, unit = match.groups()
-        is_whole = unit != TimeUnit.DURATION.value and number.lstrip("+-").replace("_", "").isdigit()
-        return cls(int(number) if is_whole else float(number), unit)  # type: ignore[arg-type]  # __post_init__ converts
+        if unit != TimeUnit.DURATION.value and number.lstrip("+-").replace("_", "").isdigit():
+            return cls(int(number), unit)  # type: ignore[arg-type]  # __post_init__ converts
+        value = float(number)
+        is_counted = unit in [counted.value for counted in _COUNTED]
+        return cls(int(value) if is_counted and value.is_integer() else value, unit)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_input(cls, value: "Time | str | int | float", default_int_unit: TimeUnit | str | None = None) -> "Time":
+        """Convert a `Time`, a time string or a number.
+
+        Args:
+            value: What to convert.
+            default_int_unit: The unit of a number. None refuses numbers, except for the counters of a
+                `Timestamp`, which have their own unit.
+
+        Raises:
+            ValueError: If a string cannot be parsed.
+            TypeError: If `value` is something else, or a number without a unit.
+        """
+        if isinstance(value, Time):
+            return value
+        if isinstance(value, str):
+            return cls.from_timestring(value)
+        if isinstance(value, Count):
+            return cls(int(value), value.unit)
+        if default_int_unit is not None and isinstance(value, (int, float)):
+            return cls(value, default_int_unit)  # type: ignore[arg-type]  # __post_init__ converts
+        number = "" if default_int_unit is None else ", or a number"
+        raise TypeError(f'a time must be a Time or a time string like "3ep"{number}, got {value!r}')
+
+    def to_timestring(self) -> str:
+        """The time string, ``"3ep"``: the inverse of `from_timestring`."""
+        return str(self)
 
     def __str__(self) -> str:
         return f"{self.value}{self.unit}"
@@ -110,24 +162,39 @@ class Time:
         return self.unit == other.unit and self.value == other.value
 
     def __lt__(self, other: "Time | str | int | float") -> bool:
+        if isinstance(other, Timestamp):
+            return NotImplemented
         return self.value < self._of_same_unit(other)
 
     def __add__(self, other: "Time | str | int | float") -> "Time":
         return Time(self.value + self._of_same_unit(other), self.unit)
 
-    def __radd__(self, other: int | float) -> "Time":
+    def __radd__(self, other: str | int | float) -> "Time":
         return self + other
 
     def __sub__(self, other: "Time | str | int | float") -> "Time":
         return Time(self.value - self._of_same_unit(other), self.unit)
 
-    def __rsub__(self, other: int | float) -> "Time":
+    def __rsub__(self, other: str | int | float) -> "Time":
         return self._read(other) - self
+
+    def __mod__(self, other: "Time | str | int | float") -> "Time":
+        return Time(self.value % self._of_same_unit(other), self.unit)
+
+    def __rmod__(self, other: int | float) -> "Time":
+        return self._read(other) % self
 
     def __neg__(self) -> "Time":
         return Time(-self.value, self.unit)
 
-    def __mul__(self, factor: int | float) -> "Time":
+    def __mul__(self, factor: "Time | int | float") -> "Time":
+        """Multiply by a number, or by a time in ``dur``; a counted unit is rounded down."""
+        if isinstance(factor, Time):
+            if self.unit is TimeUnit.DURATION:
+                return factor * self.value
+            if factor.unit is not TimeUnit.DURATION:
+                raise ValueError(f'a time must be multiplied by a number or a time in "dur", got "{factor}"')
+            factor = factor.value
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             raise TypeError(f"a time must be multiplied by a number, got {factor!r}")
         product = self.value * factor
@@ -137,16 +204,17 @@ class Time:
 
     def __truediv__(self, other: "Time | str | int | float") -> "Time":
         """Divide by a number, or by a time of the same unit, which gives a fraction in ``dur``."""
-        if isinstance(other, (Time, str)):
+        if isinstance(other, (Time, str, Count)):
             return Time(self.value / self._of_same_unit(other), TimeUnit.DURATION)
         if self.unit not in _COUNTED:
             return Time(self.value / other, self.unit)
         return Time(self.value // other if isinstance(other, int) else int(self.value / other), self.unit)
 
+    def __rtruediv__(self, other: int | float) -> "Time":
+        return self._read(other) / self
+
     def _read(self, other: "Time | str | int | float") -> "Time":
-        if isinstance(other, (int, float)):
-            return Time(other, self.unit)
-        return as_time(other)
+        return Time.from_input(other, self.unit)
 
     def _of_same_unit(self, other: "Time | str | int | float") -> int | float:
         other = self._read(other)
@@ -155,59 +223,158 @@ class Time:
         return other.value
 
 
-def as_time(value: "Time | str", name: str = "time") -> Time:
-    """Read an argument that may be a `Time` or a time string.
+def as_time(value: Time | str | int, name: str = "time", default_int_unit: TimeUnit | None = None) -> Time:
+    """Convert an argument to a `Time`.
 
     Args:
         value: The argument.
-        name: What the error calls it.
+        name: Name of the argument, for the error.
+        default_int_unit: The unit of an int; None refuses ints.
 
     Raises:
-        ValueError: If the string cannot be read.
-        TypeError: If `value` is neither.
+        ValueError: If a string cannot be parsed.
+        TypeError: If `value` is something else.
     """
-    if isinstance(value, Time):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(f'{name} must be a Time or a time string like "3ep", got {value!r}')
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not isinstance(value, (Time, str)) and not (is_int and default_int_unit):
+        number = f' or a number of "{default_int_unit}"' if default_int_unit else ""
+        raise TypeError(f'{name} must be a Time or a time string like "3ep"{number}, got {value!r}')
     try:
-        return Time.from_timestring(value)
+        return Time.from_input(value, default_int_unit)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
+class Count(int):
+    """A counter of a `Timestamp`: an int that knows its unit and compares with times and time strings."""
+
+    __slots__ = ()
+    unit: ClassVar[TimeUnit]
+
+    @property
+    def value(self) -> int:
+        """The plain int."""
+        return int(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._as_time() == other if isinstance(other, str) else int.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return self._as_time() != other if isinstance(other, str) else int.__ne__(self, other)
+
+    __hash__ = int.__hash__
+
+    # With a Time on the other side, int's comparison leaves the answer to that of Time.
+
+    def __lt__(self, other: Time | str | float) -> bool:
+        return self._as_time() < other if isinstance(other, str) else int.__lt__(self, other)  # type: ignore[operator]
+
+    def __le__(self, other: Time | str | float) -> bool:
+        return self._as_time() <= other if isinstance(other, str) else int.__le__(self, other)  # type: ignore[operator]
+
+    def __gt__(self, other: Time | str | float) -> bool:
+        return self._as_time() > other if isinstance(other, str) else int.__gt__(self, other)  # type: ignore[operator]
+
+    def __ge__(self, other: Time | str | float) -> bool:
+        return self._as_time() >= other if isinstance(other, str) else int.__ge__(self, other)  # type: ignore[operator]
+
+    def _as_time(self) -> Time:
+        return Time(int(self), self.unit)
+
+
+class _Epochs(Count):
+    __slots__ = ()
+    unit = TimeUnit.EPOCH
+
+
+class _Batches(Count):
+    __slots__ = ()
+    unit = TimeUnit.BATCH
+
+
+class _Samples(Count):
+    __slots__ = ()
+    unit = TimeUnit.SAMPLE
+
+
+@dataclass(frozen=True, slots=True, init=False, eq=False)
 class Timestamp:
-    """How far a training run has come: what is *finished*, as whole numbers.
+    """The position of a training run: what is finished.
+
+    The counters are ints that also compare with times: ``timestamp.batch % 10 == 0``,
+    ``timestamp.epoch == "1ep"``. So does the timestamp itself: ``timestamp >= "300ba"``.
 
     Args:
         epoch: Finished epochs.
         batch: Finished batches (optimizer steps).
-        sample: Samples seen in finished batches, over all ranks.
-        batch_in_epoch: Finished batches of the running epoch.
-        sample_in_epoch: Samples of the running epoch.
+        sample: Samples of the finished batches, over all ranks.
+        batch_in_epoch: Finished batches of the current epoch.
+        sample_in_epoch: Samples of the finished batches of the current epoch, over all ranks.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    sample: int = 0
-    batch_in_epoch: int = 0
-    sample_in_epoch: int = 0
+    epoch: Count
+    batch: Count
+    sample: Count
+    batch_in_epoch: Count
+    sample_in_epoch: Count
+
+    def __init__(
+        self, epoch: int = 0, batch: int = 0, sample: int = 0, batch_in_epoch: int = 0, sample_in_epoch: int = 0
+    ) -> None:
+        set_field = object.__setattr__  # the dataclass is frozen
+        set_field(self, "epoch", _Epochs(epoch))
+        set_field(self, "batch", _Batches(batch))
+        set_field(self, "sample", _Samples(sample))
+        set_field(self, "batch_in_epoch", _Batches(batch_in_epoch))
+        set_field(self, "sample_in_epoch", _Samples(sample_in_epoch))
 
     def get(self, unit: TimeUnit | str) -> Time:
-        """What is finished, counted in `unit` (epochs, batches or samples).
+        """What is finished, in `unit` (epochs, batches or samples).
 
         Raises:
-            ValueError: For ``dur``, which needs to know the whole; ask `State.get_elapsed_duration`. For
-                ``sec`` and ``min``, which only a clock tells.
+            ValueError: For ``dur``, which needs the duration of the training: see `State.get_elapsed_duration`.
+                For ``sec`` and ``min``, which a timestamp does not count.
         """
         unit = TimeUnit(unit)
         if unit is TimeUnit.DURATION:
             raise ValueError('a timestamp has no "dur": use State.get_elapsed_duration()')
         if unit.is_clock:
-            raise ValueError(f'a timestamp has no "{unit}": it counts what is finished and knows no wall-clock time')
+            raise ValueError(f'a timestamp has no "{unit}": it does not count wall-clock time')
         counted = {TimeUnit.EPOCH: self.epoch, TimeUnit.BATCH: self.batch, TimeUnit.SAMPLE: self.sample}
-        return Time(counted[unit], unit)
+        return Time(int(counted[unit]), unit)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Timestamp):
+            return self.state_dict() == other.state_dict()
+        if not isinstance(other, (Time, str)):
+            return NotImplemented
+        try:
+            time = Time.from_input(other)
+            return self.get(time.unit) == time
+        except (ValueError, TypeError):
+            return False
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.state_dict().values()))
+
+    def __lt__(self, other: Time | str) -> bool:
+        return self._get_like(other) < other
+
+    def __le__(self, other: Time | str) -> bool:
+        return self._get_like(other) <= other
+
+    def __gt__(self, other: Time | str) -> bool:
+        return self._get_like(other) > other
+
+    def __ge__(self, other: Time | str) -> bool:
+        return self._get_like(other) >= other
+
+    def _get_like(self, other: Time | str) -> Time:
+        return self.get(Time.from_input(other).unit)
+
+    def copy(self, **changes: int) -> "Timestamp":
+        """A copy, with `changes` to the counters by name."""
+        return Timestamp(**{**self.state_dict(), **changes})
 
     def to_next_batch(self, num_samples: int) -> "Timestamp":
         """The timestamp after one more batch of `num_samples` samples."""
@@ -220,12 +387,12 @@ class Timestamp:
         )
 
     def to_next_epoch(self) -> "Timestamp":
-        """The timestamp after the end of the running epoch."""
-        return replace(self, epoch=self.epoch + 1, batch_in_epoch=0, sample_in_epoch=0)
+        """The timestamp after the end of the current epoch."""
+        return self.copy(epoch=self.epoch + 1, batch_in_epoch=0, sample_in_epoch=0)
 
     def state_dict(self) -> dict[str, int]:
-        """The five counters by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """The five counters by name, as plain ints."""
+        return {name: int(getattr(self, name)) for name in self.__slots__}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "Timestamp":

@@ -75,7 +75,7 @@ class FileLogger(LoggerDestination):
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Write what is complete."""
-        self._write(hold_step=state.timestamp.batch)
+        self._write(hold_step=state.timestamp.batch.value)
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Write what there is."""

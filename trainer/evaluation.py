@@ -54,7 +54,7 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
         results = {f"metrics/eval/{name}": float(metric.compute()) for name, metric in metrics.items()}
         # All ranks decide by these numbers, so that the last bit must be the same.
         state.eval_metrics = distributed.from_rank_zero({"loss/eval/total": total / samples, **results})
-        state.evaluated_at = state.timestamp.batch
+        state.evaluated_at = state.timestamp.batch.value
         engine.logger.log_metrics(state.eval_metrics)
         run_event(Event.EVAL_END)
     state.batch, state.batch_num_samples, state.global_batch_num_samples = before

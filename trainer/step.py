@@ -90,7 +90,7 @@ class TrainStep:
         if self._does_step_schedulers:
             self.step_schedulers()
         state.timestamp = state.timestamp.to_next_batch(state.global_batch_num_samples)
-        metrics = {"epoch": state.timestamp.epoch, "loss/train/total": outcome.loss, "lr": lr}
+        metrics = {"epoch": state.timestamp.epoch.value, "loss/train/total": outcome.loss, "lr": lr}
         self._engine.logger.log_metrics(metrics)
         run_event(Event.BATCH_END)
         return outcome.is_interrupted

@@ -208,7 +208,7 @@ def _as_span(span: float | str | Time, name: str) -> Time:
     if isinstance(span, (int, float)) and not isinstance(span, bool):
         time = Time(float(span), TimeUnit.DURATION)
     else:
-        time = as_time(span, name)  # type: ignore[arg-type]  # it refuses what is neither Time nor str
+        time = as_time(span, name)
     if time.unit.is_clock:
         raise ValueError(
             f'{name} must be in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", "dur"), as drop '

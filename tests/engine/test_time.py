@@ -1,6 +1,11 @@
+import copy
 import dataclasses
 import itertools
+import json
 import operator
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -74,10 +79,23 @@ class TestParsing:
             Time.from_timestring(text)
 
     @pytest.mark.parametrize("unit", COUNTED)
-    @pytest.mark.parametrize("number", ["1.5", "0.1", "1e3"])
-    def test_a_fraction_of_a_counted_unit_is_refused(self, number, unit):
-        with pytest.raises(TypeError, match=f'a time in "{unit}" must be a whole number, got {float(number)}'):
+    @pytest.mark.parametrize("number", ["1.5", "0.1", "1e-3", "1e400"])
+    def test_a_fraction_of_a_counted_unit_is_refused(self, number: str, unit: TimeUnit) -> None:
+        with pytest.raises(TypeError, match=f'a time in "{unit}" must be an int, got {float(number)}'):
             Time.from_timestring(f"{number}{unit}")
+
+    @pytest.mark.parametrize("unit", COUNTED)
+    @pytest.mark.parametrize(("number", "value"), [("2.0", 2), ("2.", 2), ("1e3", 1000), ("3e10", 3 * 10**10)])
+    def test_an_integral_number_of_a_counted_unit_may_be_written_as_a_float(
+        self, number: str, value: int, unit: TimeUnit
+    ) -> None:
+        time = Time.from_timestring(f"{number}{unit}")
+        assert time.value == value
+        assert type(time.value) is int
+
+    @pytest.mark.parametrize("text", ["3ep", "100ba", "6400sp", "0.2dur", "90sec", "1.5min"])
+    def test_a_time_gives_back_its_time_string(self, text: str) -> None:
+        assert Time.from_timestring(text).to_timestring() == text
 
     def test_a_number_too_large_for_a_float_is_refused(self):
         with pytest.raises(ValueError, match="must be finite, got inf"):
@@ -125,7 +143,7 @@ class TestConstruction:
     @pytest.mark.parametrize("unit", COUNTED)
     @pytest.mark.parametrize("value", [0.5, 2.0])
     def test_a_float_of_a_counted_unit_is_refused(self, value, unit):
-        with pytest.raises(TypeError, match=f'a time in "{unit}" must be a whole number, got {value}'):
+        with pytest.raises(TypeError, match=f'a time in "{unit}" must be an int, got {value}'):
             Time(value, unit)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -138,6 +156,25 @@ class TestConstruction:
         time = Time(3, "ep")
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(time, name, getattr(time, name))
+
+    def test_each_unit_has_a_constructor_as_in_composer(self) -> None:
+        assert Time.from_epoch(3) == Time(3, "ep")
+        assert Time.from_batch(3) == Time(3, "ba")
+        assert Time.from_sample(3) == Time(3, "sp")
+        assert Time.from_duration(0.3) == Time(0.3, "dur")
+
+    def test_from_input_takes_times_strings_and_numbers_with_a_unit(self) -> None:
+        time = Time(5, "ep")
+        assert Time.from_input(time) is time
+        assert Time.from_input("5ep") == time
+        assert Time.from_input(5, TimeUnit.EPOCH) == Time.from_input(5, "ep") == time
+        assert Time.from_input("5ba", "ep") == Time(5, "ba")
+
+    @pytest.mark.parametrize("value", [5, 0.5, None, ["5ep"]])
+    def test_from_input_refuses_what_has_no_unit(self, value: Any) -> None:
+        with pytest.raises(TypeError, match="must be a Time or a time string") as caught:
+            Time.from_input(value)
+        assert repr(value) in str(caught.value)
 
 
 class TestComparison:
@@ -233,10 +270,24 @@ class TestArithmetic:
         assert Time(5, unit) + f"3{unit}" == Time(8, unit)
         assert Time(5, unit) - f"3{unit}" == Time(2, unit)
 
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_the_remainder_of_times_of_one_unit(self, unit: TimeUnit) -> None:
+        assert Time(7, unit) % Time(4, unit) == Time(7, unit) % 4 == Time(7, unit) % f"4{unit}" == Time(3, unit)
+        assert 7 % Time(4, unit) == Time(3, unit)
+
+    @pytest.mark.parametrize("unit", TimeUnit)
+    def test_a_time_times_a_fraction_of_the_duration_keeps_its_unit(self, unit: TimeUnit) -> None:
+        assert Time(6, unit) * Time(0.5, "dur") == Time(0.5, "dur") * Time(6, unit) == Time(3, unit)
+
+    @pytest.mark.parametrize("unit", [*COUNTED, *CLOCK])
+    def test_a_time_does_not_multiply_by_a_time_of_its_unit(self, unit: TimeUnit) -> None:
+        with pytest.raises(ValueError, match=f'multiplied by a number or a time in "dur", got "3{unit}"'):
+            Time(2, unit) * Time(3, unit)
+
     def test_times_can_be_summed(self):
         assert sum([Time(1, "ba"), Time(2, "ba"), Time(3, "ba")]) == Time(6, "ba")
 
-    @pytest.mark.parametrize("combine", [operator.add, operator.sub, operator.truediv])
+    @pytest.mark.parametrize("combine", [operator.add, operator.sub, operator.truediv, operator.mod])
     @pytest.mark.parametrize(("unit", "other"), MIXED)
     def test_times_of_different_units_do_not_combine(self, unit, other, combine):
         with pytest.raises(ValueError, match=f'different units cannot be combined: "1{unit}" and "2{other}"'):
@@ -244,7 +295,7 @@ class TestArithmetic:
 
     @pytest.mark.parametrize("unit", COUNTED)
     def test_a_fraction_does_not_add_to_a_counted_unit(self, unit):
-        with pytest.raises(TypeError, match=f'a time in "{unit}" must be a whole number, got 0.5'):
+        with pytest.raises(TypeError, match=f'a time in "{unit}" must be an int, got 0.5'):
             Time(1, unit) + 0.5
 
     @pytest.mark.parametrize("unit", COUNTED)
@@ -287,6 +338,11 @@ class TestAsTime:
             as_time(value, "my_time")
         assert repr(value) in str(caught.value)
 
+    def test_an_int_is_taken_where_it_has_a_unit(self) -> None:
+        assert as_time(3, "my_time", TimeUnit.EPOCH) == Time(3, "ep")
+        with pytest.raises(TypeError, match='my_time must be a Time or a time string like "3ep" or a number of "ep"'):
+            as_time(True, "my_time", TimeUnit.EPOCH)
+
     @pytest.mark.parametrize(("text", "error"), [("soon", ValueError), ("3xy", ValueError), ("1.5ep", TypeError)])
     def test_a_string_that_cannot_be_read_is_refused_by_name(self, text, error):
         with pytest.raises(error, match=r"^my_time: .* got "):
@@ -325,7 +381,7 @@ class TestTimestamp:
 
     @pytest.mark.parametrize("unit", CLOCK)
     def test_it_knows_no_clock(self, unit: TimeUnit) -> None:
-        with pytest.raises(ValueError, match=f'a timestamp has no "{unit}": .* no wall-clock time'):
+        with pytest.raises(ValueError, match=f'a timestamp has no "{unit}": it does not count wall-clock time'):
             Timestamp().get(unit)
 
     def test_its_state_makes_an_equal_timestamp(self):
@@ -333,3 +389,93 @@ class TestTimestamp:
         state = timestamp.state_dict()
         assert sorted(state) == sorted(field.name for field in dataclasses.fields(Timestamp))
         assert Timestamp.from_state_dict(state) == timestamp
+
+    def test_a_copy_changes_the_counters_that_are_named(self) -> None:
+        timestamp = Timestamp(epoch=2, batch=10, sample=40, batch_in_epoch=3, sample_in_epoch=12)
+        changed = Timestamp(epoch=2, batch=11, sample=40, batch_in_epoch=3, sample_in_epoch=12)
+        assert timestamp.copy() == timestamp
+        assert timestamp.copy(batch=11) == changed
+        with pytest.raises(TypeError, match="token"):
+            timestamp.copy(token=3)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+    def test_copies_are_equal_with_equal_hashes(self, copied: Callable[[Timestamp], Timestamp]) -> None:
+        timestamp = Timestamp(epoch=1, batch=2, sample=3, batch_in_epoch=4, sample_in_epoch=5)
+        assert copied(timestamp) == timestamp
+        assert hash(copied(timestamp)) == hash(timestamp)
+
+    def test_it_compares_with_times_of_every_counted_unit(self) -> None:
+        timestamp = Timestamp(epoch=2, batch=10, sample=40)
+        for now in ("2ep", "10ba", Time(40, "sp")):
+            assert timestamp == now
+            assert timestamp >= now
+            assert timestamp <= now
+        assert Time(1, "ep") < timestamp < "11ba"
+        assert timestamp > "39sp"
+        assert timestamp != "3ep"
+        assert timestamp != "soon"
+
+    @pytest.mark.parametrize("compare", COMPARISONS)
+    def test_it_has_no_order_with_fractions_and_numbers(self, compare: Callable[[Any, Any], bool]) -> None:
+        with pytest.raises(ValueError, match='no "dur"'):
+            compare(Timestamp(), "0.5dur")
+        with pytest.raises(TypeError, match="must be a Time or a time string"):
+            compare(Timestamp(), 3)
+
+
+class TestCounters:
+    NAMES = (
+        ("epoch", "ep"),
+        ("batch", "ba"),
+        ("sample", "sp"),
+        ("batch_in_epoch", "ba"),
+        ("sample_in_epoch", "sp"),
+    )
+
+    @pytest.mark.parametrize(("name", "unit"), NAMES)
+    def test_a_counter_compares_with_times_strings_and_numbers(self, name: str, unit: str) -> None:
+        count = getattr(Timestamp(**{name: 3}), name)
+        for equal in (3, f"3{unit}", Time(3, unit)):
+            assert count == equal
+            assert equal == count
+            assert not count != equal  # noqa: SIM202  # __ne__ itself
+            assert count <= equal
+            assert count >= equal
+            assert not count < equal
+            assert not count > equal
+        for less, more in ((2, 4), (f"2{unit}", f"4{unit}"), (Time(2, unit), Time(4, unit)), (2.5, 3.5)):
+            assert less < count < more
+            assert less <= count <= more
+            assert more > count > less
+            assert count not in (less, more)
+
+    @pytest.mark.parametrize("compare", COMPARISONS)
+    @pytest.mark.parametrize("other", ["3ep", Time(3, "ep")])
+    def test_a_counter_has_no_order_with_a_time_of_another_unit(
+        self, other: Any, compare: Callable[[Any, Any], bool]
+    ) -> None:
+        assert Timestamp(batch=3).batch != other
+        with pytest.raises(ValueError, match="different units cannot be combined"):
+            compare(Timestamp(batch=3).batch, other)
+
+    def test_a_counter_combines_with_times_of_its_unit_only(self) -> None:
+        batch = Timestamp(batch=7).batch
+        assert batch + Time(3, "ba") == Time(3, "ba") + batch == Time(10, "ba")
+        assert batch - Time(3, "ba") == Time(4, "ba")
+        assert batch % Time(4, "ba") == Time(3, "ba")
+        assert batch / Time(14, "ba") == Time(0.5, "dur")
+        assert Time(14, "ba") / batch == Time(2.0, "dur")
+        assert Time.from_input(batch) == Time(7, "ba")
+        with pytest.raises(ValueError, match="different units cannot be combined"):
+            batch + Time(3, "ep")
+
+    def test_a_counter_is_an_int_wherever_one_is_needed(self) -> None:
+        batch = Timestamp(batch=7).batch
+        assert (f"{batch}", repr(batch), json.dumps(batch)) == ("7", "7", "7")
+        assert hash(batch) == hash(7)
+        assert {7: "found"}[batch] == "found"
+        assert type(batch.value) is type(batch + 1) is type(batch % 3) is int
+        assert list(range(batch)) == list(range(7))
+
+    def test_the_state_of_a_timestamp_is_plain_ints(self) -> None:
+        assert {type(value) for value in Timestamp(epoch=1).to_next_batch(4).state_dict().values()} == {int}

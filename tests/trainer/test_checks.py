@@ -46,7 +46,7 @@ BAD = [
     ("max_duration", 3, TypeError, "max_duration must be a Time or a time string"),
     ("max_duration", "soon", ValueError, "max_duration: a time string must be like"),
     ("max_duration", "3epochs", ValueError, "max_duration: the unit of a time must be one of"),
-    ("max_duration", "1.5ep", TypeError, 'max_duration: a time in "ep" must be a whole number, got 1.5'),
+    ("max_duration", "1.5ep", TypeError, 'max_duration: a time in "ep" must be an int, got 1.5'),
     ("max_duration", "0ep", ValueError, 'max_duration must be positive, got "0ep"'),
     ("max_duration", "-2ba", ValueError, 'max_duration must be positive, got "-2ba"'),
     ("max_duration", Time(0, "sp"), ValueError, 'max_duration must be positive, got "0sp"'),

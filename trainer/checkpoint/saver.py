@@ -252,7 +252,7 @@ def _is_in(path: Path, folder: Path) -> bool:
 
 
 def _moment(state: State) -> tuple[int, int]:
-    return state.timestamp.epoch, state.timestamp.batch
+    return state.timestamp.epoch.value, state.timestamp.batch.value
 
 
 def _read_best(best: str | None) -> tuple[str, str | None]:

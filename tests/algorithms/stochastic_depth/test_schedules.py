@@ -58,7 +58,7 @@ def test_no_warmup_means_the_full_rate_from_the_first_batch() -> None:
         (1.5, ValueError, "drop_warmup must not be longer than the training, got 1.5dur"),
         ("3weeks", ValueError, "drop_warmup: the unit of a time must be one of .* got 'weeks'"),
         ("soon", ValueError, "drop_warmup: a time string must be like .* got 'soon'"),
-        ("0.5ep", TypeError, 'drop_warmup: a time in "ep" must be a whole number, got 0.5'),
+        ("0.5ep", TypeError, 'drop_warmup: a time in "ep" must be an int, got 0.5'),
         (float("nan"), ValueError, "must be finite, got nan"),
         (None, TypeError, "drop_warmup must be a Time or a time string .* got None"),
         (True, TypeError, "drop_warmup must be a Time or a time string .* got True"),
