@@ -1,10 +1,12 @@
-"""What happens when: events, time, state, and the interfaces that answer events."""
+"""Events, time and state of a training run, and the interfaces of algorithms, callbacks and loggers."""
 
 from .algorithm import Algorithm
 from .callback import Callback
-from .engine import Engine, Pass, Trace
+from .engine import Engine, Trace
 from .event import Event
-from .logger import Logger, LoggerDestination
+from .logger import Logger
+from .logger_destination import LoggerDestination
+from .passes import Pass
 from .state import State
 from .time import Time, Timestamp, TimeUnit, as_time
 

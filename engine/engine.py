@@ -7,19 +7,18 @@ from .algorithm import Algorithm
 from .callback import Callback
 from .event import Event
 from .logger import Logger
+from .passes import Pass, set_filo_order
 from .state import State
-
-Pass = Callable[[Sequence[Algorithm], Event], Sequence[Algorithm]]
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """That one algorithm ran at one event.
+    """Records that an algorithm ran at an event.
 
     Args:
-        algorithm: Which one.
-        event: When.
-        order: Its place among the algorithms that ran at this event, from 0.
+        algorithm: The algorithm.
+        event: The event.
+        order: Its position among the algorithms that ran at this event, in the order in which they ran, from 0.
         exit_code: What `Algorithm.apply` returned.
     """
 
@@ -30,30 +29,34 @@ class Trace:
 
 
 class Engine:
-    """Turns an event into calls.
+    """Runs the algorithms and callbacks that listen to an event.
 
-    Algorithms run first, in the order of ``state.algorithms`` or as the passes arrange them, then
-    ``state.callbacks``, then the logger's destinations.
+    Algorithms run first, in the order of ``state.algorithms`` or, at the events that `Event` lists, in the
+    reverse order; passes can rearrange them. Then ``state.callbacks`` run, then the logger's destinations, both
+    always in their order.
 
     Args:
-        state: What the calls act on. Its algorithms and callbacks are fixed from here on.
-        logger: Handed to every call.
+        state: The state that they act on. Its callbacks must not change afterwards.
+        logger: The logger that is passed to them.
     """
 
     def __init__(self, state: State, logger: Logger) -> None:
         self.state = state
         self.logger = logger
-        self._passes: list[Pass] = []
+        self._passes: list[Pass] = [set_filo_order]
         self._is_initialised = False
         self._is_closed = False
         self._listeners = (*state.callbacks, *logger.destinations)
         self._hooks = {event: self._overridden(event.value) for event in Event}
 
     def register_pass(self, algorithm_pass: Pass) -> None:
-        """Add a function that orders, adds or removes algorithms before they run.
+        """Add a function that reorders, adds or removes algorithms before they run.
+
+        Passes run in the order of their registration, after `set_filo_order`, which every engine starts with:
+        the first argument of `algorithm_pass` is in the order in which the algorithms would run.
 
         Args:
-            algorithm_pass: Takes the matching algorithms and the event, returns the ones to run.
+            algorithm_pass: Takes the matching algorithms and the event, returns the algorithms to run.
         """
         self._passes.append(algorithm_pass)
 
@@ -61,10 +64,10 @@ class Engine:
         """Apply the matching algorithms, then call the callbacks.
 
         Returns:
-            One trace per algorithm that ran, in order.
+            One trace per algorithm, in the order in which they ran.
 
         Raises:
-            RuntimeError: After `close`, or if INIT comes twice.
+            RuntimeError: After `close`, or if INIT is run twice.
         """
         if self._is_closed:
             raise RuntimeError(f"the engine is closed and runs no event, got {event.name}")
@@ -72,7 +75,7 @@ class Engine:
             self._check_first_init()
         algorithms: Sequence[Algorithm] = [a for a in self.state.algorithms if a.match(event, self.state)]
         traces: tuple[Trace, ...] = ()
-        if algorithms or self._passes:
+        if algorithms or len(self._passes) > 1:  # set_filo_order alone has nothing to do without algorithms
             for algorithm_pass in self._passes:
                 algorithms = algorithm_pass(algorithms, event)
             traces = tuple(
@@ -89,10 +92,10 @@ class Engine:
         return self._is_closed
 
     def close(self) -> None:
-        """Close every callback and destination, once. One that fails does not keep the others open.
+        """Close every callback and destination, once. If one of them fails, the others are closed all the same.
 
         Raises:
-            ExceptionGroup: With everything that went wrong, after all were closed.
+            ExceptionGroup: With all errors, after all were closed.
         """
         if self._is_closed:
             return
@@ -112,7 +115,7 @@ class Engine:
         self._is_initialised = True
 
     def _overridden(self, name: str) -> list[Callable[[State, Logger], None]]:
-        """The methods of this name that do something, so that an unheard event costs nothing."""
+        """The methods of this name that are overridden, so that an event without a listener calls nothing."""
         plain = getattr(Callback, name)
         methods = (getattr(listener, name) for listener in self._listeners)
         return [method for method in methods if getattr(method, "__func__", method) is not plain]

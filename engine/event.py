@@ -49,7 +49,7 @@ class Event(str, Enum):
             # <EPOCH_CHECKPOINT>
         # <FIT_END>
 
-    A run that resumes in the middle of an epoch goes on there: EPOCH_START is not announced again.
+    A run that resumes in the middle of an epoch continues there: EPOCH_START is not run again.
 
     Evaluation, inside the loop above or by ``Trainer.eval`` (only the latter is *standalone*):
 
@@ -73,7 +73,15 @@ class Event(str, Enum):
         if standalone:
             # <EVAL_STANDALONE_END>
 
-    The value of an event is the name of the :class:`Callback` method that answers it.
+    Algorithms run in the order in which they were given, and in the reverse order at the events that end what
+    another event began, so that each one can undo there what it did before (first in, last out). Reversed are:
+
+    - AFTER_LOAD, AFTER_DATALOADER, AFTER_FORWARD, AFTER_LOSS, AFTER_BACKWARD, AFTER_TRAIN_BATCH,
+    - BATCH_END, EPOCH_END, FIT_END,
+    - EVAL_AFTER_DATALOADER, EVAL_AFTER_FORWARD, EVAL_BATCH_END, EVAL_END, EVAL_STANDALONE_END.
+
+    Callbacks always run in their order. The value of an event is the name of the :class:`Callback` method that
+    it calls.
     """
 
     INIT = "init"

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..engine import Logger, LoggerDestination, State
-from ..engine.logger import Metric
+from ..engine.logger_destination import Metric
 
 _log = logging.getLogger(__name__)
 

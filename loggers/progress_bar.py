@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from ..engine import Logger, LoggerDestination, State, TimeUnit
-from ..engine.logger import Metric
+from ..engine.logger_destination import Metric
 
 _SECONDS_BETWEEN_LOSSES = 0.5  # reading a loss waits for the device
 _SECONDS_BETWEEN_LINES = 30.0

@@ -73,7 +73,7 @@ class TestAlgorithms:
                 state.loss = "touched"
                 self.log.append(self.name)
 
-        engine_of([WhileUntouched("a", log), WhileUntouched("b", log)]).run_event(Event.AFTER_LOSS)
+        engine_of([WhileUntouched("a", log), WhileUntouched("b", log)]).run_event(Event.BEFORE_LOSS)
         assert log == ["a", "b"]
 
     def test_traces_tell_who_ran_when_and_with_what_exit_code(self):
