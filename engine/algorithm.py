@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from .identity import represent
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class Algorithm(ABC):
-    """A change to training, applied at the events it asks for.
+    """A change to training, applied at the events that it matches.
+
+    Its settings are the fields of a dataclass (``@dataclass(eq=False, repr=False)``), or its public attributes.
+    They are logged, and a run can only be resumed with the same ones. What changes during training belongs in
+    attributes with a leading underscore.
 
     A new algorithm is two methods::
 
@@ -29,49 +35,85 @@ class Algorithm(ABC):
     """
 
     def __repr__(self) -> str:
-        """The settings: a run is resumed only with algorithms whose texts are the same."""
-        return f"{type(self).__name__}()"
+        return represent(self)
 
     @property
     def find_unused_parameters(self) -> bool:
-        """Whether a step may leave parameters without a gradient; by `ranks_may_differ` others on each rank."""
+        """Whether some parameters may receive no gradient in a step."""
         return False
 
     @property
     def ranks_may_differ(self) -> bool:
-        """Whether these parameters may be others on each rank (parallel training asks)."""
+        """Whether the set of parameters that receive a gradient in a step may differ between ranks.
+
+        By default it may if there is such a set (`find_unused_parameters`). If it may not, each step communicates
+        exactly the gradients that there are; if it may, ranks exchange zeros for those that they lack.
+        """
         return self.find_unused_parameters
 
     @property
     def depends_on_duration(self) -> bool:
-        """Whether another `max_duration` changes what it does before the end (resuming asks)."""
+        """Whether `max_duration` changes what the algorithm does before the end of training.
+
+        If so, a run cannot be resumed with another `max_duration`.
+        """
         return False
 
     def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
-        """Groups of modules that run together or not at all (parallel training asks)."""
+        """Groups of modules that are executed or skipped together in a step.
+
+        The gradients of each group are communicated together; with ``parallelism="fsdp"`` each group is sharded as
+        one unit. Called after INIT.
+        """
         return ()
 
     @abstractmethod
     def match(self, event: Event, state: State) -> bool:
-        """Whether `apply` shall run at this event. Called at every event: keep it cheap."""
+        """Whether `apply` is to run at this event. It is called at every event, so keep it cheap."""
 
     @abstractmethod
     def apply(self, event: Event, state: State, logger: Logger) -> int | None:
-        """Act on `state`.
+        """Change `state`.
+
+        At AFTER_* and *_END events algorithms run in reverse order (see `Event`), so whatever this method changes
+        at an event such as BEFORE_LOSS it can restore at AFTER_LOSS.
 
         Returns:
             An optional exit code, kept in the `Trace` of this event.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep of this algorithm, in plain values and tensors."""
+        """The part of the algorithm's state that is the same on all ranks, as plain values and tensors.
+
+        A checkpoint keeps it once. Tensors that are sharded over ranks, such as averages of sharded parameters,
+        are saved by all ranks, each its shard.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Restore what `state_dict` returned. Called after INIT, before FIT_START.
+
+        A tensor arrives with the sharding of the tensor of the same key in `state_dict`, or, if there is none yet,
+        of the model's parameter or buffer of that name.
 
         Raises:
-            ValueError: If there is something in `state` that this algorithm does not know.
+            ValueError: If `state` does not fit this algorithm.
         """
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """The part of the algorithm's state that may differ between ranks, as plain values and tensors.
+
+        A checkpoint keeps it once per rank.
+        """
+        return {}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `rank_state_dict` returned on this rank, or on rank 0 if the run had fewer ranks.
+
+        Raises:
+            ValueError: If `state` does not fit this algorithm.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state per rank, got {sorted(state)}")

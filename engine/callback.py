@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .identity import represent
+
 if TYPE_CHECKING:
     from .logger import Logger
     from .state import State
 
 
 class Callback:
-    """Watch a run: override the methods of the events you care for.
+    """Observes a run: override the methods of the events that you need.
 
     There is one method per `Event`, named by its value, each called with the state and the logger.
     A method that is not overridden costs nothing. `close` is called once at the end, also after an
     exception.
     """
+
+    def __repr__(self) -> str:
+        return represent(self)
 
     def init(self, state: State, logger: Logger) -> None: ...
     def before_load(self, state: State, logger: Logger) -> None: ...
@@ -54,8 +59,11 @@ class Callback:
         """Release files, bars and other resources."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep of this callback, in plain values and tensors."""
+        """What a checkpoint keeps of this callback, as plain values and tensors.
+
+        It is the state of rank 0 that is kept; of tensors that are sharded over ranks all shards are.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned. Every rank gets the state of rank 0."""

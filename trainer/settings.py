@@ -1,26 +1,31 @@
-"""The settings of a run as plain values: to be kept beside its results, and compared over ranks and resumes."""
+"""The settings of a run as plain values: kept beside its results, and compared over ranks and at a resume."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import sys
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Sampler
 
 from ..engine import State
+from ..engine.identity import as_text, find_opaque
+from ..engine.identity import describe as describe_value
 from . import distributed
 
 _log = logging.getLogger(__name__)
 
-# What may differ between the run that saved and the one that resumes; the message names it all the same.
-_FREE = ("device", "torch", "world_size", "deterministic_mode", "eval_interval", "max_duration", "parallelism")
+# Settings that may change at a resume; a warning names those that do.
+_MAY_CHANGE = ("device", "torch", "python", "world_size", "deterministic_mode", "eval_interval", "parallelism")
+_CODE = re.compile(r"(\d+\.\d+):[0-9a-f]+")  # of a function: the version of Python, and a hash
 
 
 def describe(state: State, **others: Any) -> dict[str, Any]:
-    """The settings of a run, nested plain values.
+    """Give the settings of a run as nested plain values; a warning names those that cannot be compared.
 
     Args:
         state: The run before its first step.
@@ -30,7 +35,7 @@ def describe(state: State, **others: Any) -> dict[str, Any]:
         "model": type(state.model).__name__,
         "parameters": _fingerprint(state.model),
         "max_duration": None if state.max_duration is None else str(state.max_duration),
-        "algorithms": [repr(algorithm) for algorithm in state.algorithms],
+        "algorithms": [describe_value(algorithm) for algorithm in state.algorithms],
         "optimizers": [_describe_optimizer(optimizer) for optimizer in state.optimizers],
         "schedulers": [_describe_scheduler(scheduler) for scheduler in state.schedulers],
         "train_dataloader": describe_dataloader(state.train_dataloader),
@@ -39,13 +44,16 @@ def describe(state: State, **others: Any) -> dict[str, Any]:
         "seed": state.seed,
         "world_size": state.world_size,
         "torch": str(torch.__version__),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **others,
     }
+    if (opaque := find_opaque(settings)) and state.rank == 0:
+        _log.warning("a resume cannot tell whether these settings have changed: %s", ", ".join(opaque))
     return json.loads(json.dumps(settings, default=str))
 
 
 def describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
-    """What can be told of a dataloader without reading it; None for none."""
+    """Describe a dataloader without reading from it; None for none."""
     if dataloader is None:
         return None
     sizes: dict[str, Any] = {"name": type(dataloader).__name__}
@@ -54,16 +62,21 @@ def describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
             sizes[name] = len(value)  # type: ignore[arg-type]  # TypeError is the answer
         except TypeError:
             sizes[name] = None
-    for name in ("sampler", "batch_sampler"):
-        sizes[name] = type(getattr(dataloader, name, None)).__name__
-    return {**sizes, "batch_size": getattr(dataloader, "batch_size", None)}
+    is_custom = getattr(dataloader, "batch_size", None) is None  # the dataloader then has a default sampler
+    return {
+        **sizes,
+        "sampler": _describe_sampler(getattr(dataloader, "batch_sampler" if is_custom else "sampler", None)),
+        "batch_size": getattr(dataloader, "batch_size", None),
+        "drop_last": getattr(dataloader, "drop_last", None),
+        "collate_fn": describe_value(getattr(dataloader, "collate_fn", None)),
+    }
 
 
 def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
     """Refuse ranks that were started with different settings.
 
     Raises:
-        ValueError: It names the first rank that differs from rank 0, and in what.
+        ValueError: It names the first rank that differs from rank 0, and the setting.
     """
     first, *others = distributed.gather(settings)
     for rank, other in enumerate(others, start=1):
@@ -72,22 +85,24 @@ def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
 
 
 def check_same_training(saved: Any, settings: dict[str, Any], state: State) -> None:
-    """Refuse to resume where the continuation would be a different training, and name what else changed.
+    """Refuse to resume if the settings make it a different training, and warn of all other changes.
 
     Raises:
-        ValueError: It names all settings that stand in the way.
+        ValueError: It names all settings that must be the same and are not.
     """
     if not isinstance(saved, dict):
         raise ValueError(f"the settings in a checkpoint must be a dictionary, got a {type(saved).__name__}")
-    free = [name for name in _FREE if name != "max_duration" or not _depends_on_duration(state)]
-    kept = {name: value for name, value in saved.items() if name not in free}
-    if changes := _differences(kept, {name: value for name, value in settings.items() if name not in free}):
+    may_change = [*_MAY_CHANGE, *([] if _depends_on_duration(state) else ["max_duration"])]
+    kept = {name: value for name, value in saved.items() if name not in may_change}
+    if changes := _differences(kept, {name: value for name, value in settings.items() if name not in may_change}):
         raise ValueError(
             f"the settings must be those of the run that is resumed, changed: {'; '.join(changes)}. A new "
             "training from its weights takes load_path, load_weights_only=True and another save_folder"
         )
     if changes := _differences(saved, settings):
         _log.warning("resuming with other settings: %s", "; ".join(changes))
+    if saved.get("python") != settings["python"]:
+        _log.warning("the code of functions among the settings is not compared between versions of Python")
 
 
 def _depends_on_duration(state: State) -> bool:
@@ -96,18 +111,32 @@ def _depends_on_duration(state: State) -> bool:
 
 def _differences(before: Any, after: Any, name: str = "") -> list[str]:
     """What differs, as ``name: before -> after``."""
-    if isinstance(before, dict) and isinstance(after, dict):
+    if isinstance(before, dict) and isinstance(after, dict) and before.get("class") == after.get("class"):
         keys = [*before, *(key for key in after if key not in before)]
         pairs = [(f"{name}.{key}", before.get(key), after.get(key)) for key in keys]
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = [(f"{name}.{number}", *pair) for number, pair in enumerate(zip(before, after, strict=True))]
+    elif before == after or _is_code_of_other_python(before, after):
+        return []
     else:
-        return [] if before == after else [f"{name.lstrip('.')}: {before!r} -> {after!r}"]
+        return [f"{name.lstrip('.')}: {_shorten(before)} -> {_shorten(after)}"]
     return [text for key, one, other in pairs for text in _differences(one, other, key)]
 
 
+def _is_code_of_other_python(before: Any, after: Any) -> bool:
+    if not isinstance(before, str) or not isinstance(after, str):
+        return False
+    codes = _CODE.fullmatch(before), _CODE.fullmatch(after)
+    return codes[0] is not None and codes[1] is not None and codes[0][1] != codes[1][1]
+
+
+def _shorten(value: Any) -> str:
+    text = as_text(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _fingerprint(model: torch.nn.Module) -> str:
-    """The number of parameters, and a hash of names, shapes and number formats."""
+    """The number of parameters, and a hash of names, shapes and dtypes."""
     parameters = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
     digest = hashlib.sha256(repr(parameters).encode()).hexdigest()
     return f"{sum(p.numel() for p in model.parameters())} ({digest[:16]})"
@@ -118,19 +147,31 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
         {**{name: value for name, value in group.items() if name != "params"}, "params": len(group["params"])}
         for group in optimizer.param_groups
     ]
-    return {"name": type(optimizer).__name__, "groups": [_plain(group) for group in groups]}
+    return {"name": type(optimizer).__name__, "groups": describe_value(groups)}
 
 
 def _describe_scheduler(scheduler: LRScheduler) -> dict[str, Any]:
-    return {"name": type(scheduler).__name__, **_plain(scheduler.state_dict())}
+    """The values that `scheduler` saves, and the functions, which it does not."""
+    saved = {name: value for name, value in scheduler.state_dict().items() if name != "_schedulers"}
+    functions = {name: value for name, value in vars(scheduler).items() if _has_functions(value)}
+    inner = [_describe_scheduler(item) for item in getattr(scheduler, "_schedulers", ())]
+    return {
+        "name": type(scheduler).__name__,
+        **describe_value({**saved, **functions}),
+        **({"_schedulers": inner} if inner else {}),
+    }
 
 
-def _plain(value: Any) -> Any:
-    """Numbers, strings and nests of them; of anything else only its type, as a text may hold an address."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+def _has_functions(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return any(callable(item) and not isinstance(item, LRScheduler) for item in values)
+
+
+def _describe_sampler(sampler: Any) -> Any:
+    """A sampler with its settings, without the dataset and the generator, which the Trainer seeds."""
+    described = describe_value(sampler)
+    if not isinstance(sampler, Sampler) or not isinstance(described, dict):
+        return described
+    inner = {name: _describe_sampler(value) for name, value in vars(sampler).items() if isinstance(value, Sampler)}
+    kept = {name: value for name, value in described.items() if name not in ("data_source", "dataset", "generator")}
+    return {**kept, **inner}

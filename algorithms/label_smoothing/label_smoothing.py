@@ -1,5 +1,6 @@
-"""Label smoothing: train towards targets that leave some probability to the other classes."""
+"""Label smoothing: targets that give some probability to the other classes."""
 
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -34,7 +35,7 @@ def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Ten
 
 
 def check_smoothing(smoothing: float) -> float:
-    """Refuse a TypeError-worthy or out-of-range value."""
+    """Validate `smoothing`: a number in [0, 1]."""
     if isinstance(smoothing, bool) or not isinstance(smoothing, Real):
         raise TypeError(f"smoothing must be a number in [0, 1], got {smoothing!r}")
     if not 0 <= smoothing <= 1:
@@ -42,38 +43,38 @@ def check_smoothing(smoothing: float) -> float:
     return float(smoothing)
 
 
+@dataclass(eq=False, repr=False)
 class LabelSmoothing(Algorithm):
-    """Smooth the targets of the training loss; evaluation sees the original ones.
+    """Smooths the targets of the training loss; evaluation uses the original ones.
 
-    For models whose batches are ``(inputs, targets)`` and whose loss takes probabilities.
+    For models whose batches are ``(inputs, targets)`` and whose loss takes probabilities. The original batch is
+    restored after the loss.
 
     Args:
         smoothing: Weight of the uniform distribution, in (0, 1].
 
     Raises:
         TypeError: If `smoothing` is not a number.
-        ValueError: If it is out of range; 0 is refused because it would do nothing.
+        ValueError: If it is out of range; 0 is refused because it would have no effect.
     """
 
-    def __init__(self, smoothing: float = 0.1) -> None:
-        self.smoothing = check_smoothing(smoothing)
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.smoothing = check_smoothing(self.smoothing)
         if self.smoothing == 0:
             raise ValueError("smoothing must be above 0 to have an effect, got 0")
-        self._targets: Any = None
-
-    def __repr__(self) -> str:
-        return f"LabelSmoothing(smoothing={self.smoothing})"
+        self._original_batch: Any = None
 
     def match(self, event: Event, state: State) -> bool:
-        """Around the loss."""
+        """Before and after the loss."""
         return event is Event.BEFORE_LOSS or event is Event.AFTER_LOSS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Put the smoothed targets into the batch, and the original ones back."""
-        inputs, targets = state.batch
+        """Smooth the targets of the batch before the loss, restore the batch after it."""
         if event is Event.BEFORE_LOSS:
-            self._targets = targets
+            self._original_batch = state.batch
+            inputs, targets = state.batch
             state.batch = (inputs, smooth_labels(state.outputs, targets, self.smoothing))
         else:
-            state.batch = (inputs, self._targets)
-            self._targets = None
+            state.batch, self._original_batch = self._original_batch, None

@@ -28,9 +28,6 @@ class Scale(Algorithm):
     def __init__(self, factor: float = 1.0, depends_on_duration: bool = False) -> None:
         self.factor, self._depends = factor, depends_on_duration
 
-    def __repr__(self) -> str:
-        return f"Scale({self.factor})"
-
     @property
     def depends_on_duration(self) -> bool:
         return self._depends
@@ -40,6 +37,9 @@ class Scale(Algorithm):
 
     def apply(self, event: Event, state: Any, logger: Any) -> None:
         state.loss = self.factor * state.loss
+
+
+class OtherScale(Scale): ...
 
 
 class WiderModel(LinearModel):
@@ -254,8 +254,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "schedule": ({"total_steps": 50}, "total_steps: 40 -> 50"),
     "another model": ({"model": OtherModel}, "model: 'LinearModel' -> 'OtherModel'"),
     "a wider model": ({"model": WiderModel}, "parameters: '27 ("),
-    "an algorithm": ({"algorithms": Scale(2.0)}, "'Scale(1.0)' -> 'Scale(2.0)'"),
-    "no algorithm": ({"algorithms": ()}, "algorithms: "),
+    "an algorithm": ({"algorithms": Scale(2.0)}, "algorithms.0.factor: 1.0 -> 2.0"),
+    "a subclass of an algorithm": (
+        {"algorithms": OtherScale()},
+        "algorithms.0: Scale(factor=1.0, depends_on_duration=False) -> OtherScale(factor=1.0, ",
+    ),
+    "no algorithm": ({"algorithms": ()}, "algorithms: [Scale(factor=1.0, depends_on_duration=False)] -> []"),
 }
 
 
@@ -299,7 +303,7 @@ class TestChangedSettings:
 
     def test_the_drop_rate_is_one_of_them(self) -> None:
         fit(make_resnet_trainer(save_folder="saved", max_duration="1ba"))
-        with pytest.raises(ValueError, match=r"drop_rate=0\.5.* -> .*drop_rate=0\.3"):
+        with pytest.raises(ValueError, match=r"drop_rate: 0\.5 -> 0\.3"):
             self.with_drop_rate(0.3)
 
     def with_drop_rate(self, rate: float) -> None:
