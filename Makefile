@@ -14,13 +14,13 @@ train: .venv/cli
 	$(BIN)/etude train
 
 test: .venv/test
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: .venv/test
-	$(BIN)/pytest -n auto -m slow
+	$(BIN)/pytest -n auto --dist loadgroup -m slow
 
 coverage: .venv/test
-	$(BIN)/pytest -n auto -m "not slow" --cov=etude --cov-branch --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow" --cov=etude --cov-branch --cov-report=term-missing:skip-covered
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from helpers.resumable import differences
-from ranks import dying
 
-SCRIPT = Path(dying.__file__)
+SCRIPT = Path(__file__).with_name("dying.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
@@ -37,6 +36,7 @@ def torchrun(folder: Path, what: str, *options: str) -> dict:
     return torch.load(folder / "result.pt", weights_only=False)
 
 
+@pytest.mark.slow
 def test_ranks_that_are_killed_or_stopped_go_on_to_the_end_of_an_undisturbed_run(tmp_path: Path) -> None:
     undisturbed = torchrun(tmp_path / "undisturbed", "nothing", "--nproc-per-node", "2")
     restarted = torchrun(tmp_path / "killed", "kill", "--nproc-per-node", "2", "--max-restarts", "1")
@@ -54,6 +54,7 @@ def test_ranks_that_are_killed_or_stopped_go_on_to_the_end_of_an_undisturbed_run
     assert differences(undisturbed, torchrun(folder, "nothing", "--nproc-per-node", "2")) == []
 
 
+@pytest.mark.slow
 def test_one_process_under_torchrun_is_bit_identical_to_one_without(tmp_path: Path) -> None:
     under = torchrun(tmp_path / "under", "nothing", "--nproc-per-node", "1")
     (tmp_path / "without").mkdir()
@@ -62,7 +63,7 @@ def test_one_process_under_torchrun_is_bit_identical_to_one_without(tmp_path: Pa
     assert differences(under, without) == []
 
 
-@pytest.mark.parametrize("what", ["kill", "stop"])
+@pytest.mark.parametrize("what", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 def test_the_other_rank_ends_with_a_clear_error(tmp_path: Path, what: str) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
