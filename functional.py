@@ -5,12 +5,12 @@ from .algorithms.stochastic_depth import (
     apply_stochastic_depth,
     compile_stochastic_blocks,
     expected_savings,
-    export_network,
     fold_stochastic_depth,
     register_residual_block,
     remove_stochastic_depth,
     stochastic_blocks,
 )
+from .models import export_network
 
 __all__ = [
     "apply_stochastic_depth",

@@ -23,7 +23,7 @@ from torchvision.models import resnet50
 from torchvision.models.resnet import Bottleneck
 
 import etude.functional as cf
-from etude.algorithms.stochastic_depth import plan as plan_module
+from etude.algorithms.stochastic_depth import draws as draws_module
 from etude.algorithms.stochastic_depth.plan import DropPlan
 from interleaved import time_in_turns, trimmed_mean
 
@@ -61,9 +61,9 @@ def absent(rounds: int) -> None:
     x, y = data()
     for dropped in ([15], [5, 9, 14], [2, 4, 6, 8, 10, 12, 14, 15]):
         model = cf.apply_stochastic_depth(network(), drop_rate=0.5)
-        cf.stochastic_blocks(model)[0].drop_plan.draw = lambda *args, **kwargs: None  # the drops stay as chosen
         plan = cf.stochastic_blocks(model)[0].drop_plan
-        plan.dropped_blocks, plan._is_open, plan.close = [index in dropped for index in range(16)], True, lambda: None
+        plan.decide([index in dropped for index in range(16)])
+        plan.draw = lambda *args, **kwargs: None  # type: ignore[method-assign]  # the same drops in every step
         without = network()
         names = [name for name, module in without.named_modules() if name.count(".") == 1 and name.startswith("layer")]
         for index in dropped:
@@ -145,7 +145,7 @@ def _convolutions_step(
 def rows(rounds: int) -> None:
     """Ways to choose the rows, and to move them, for the sample method at 0.5 linear."""
     x, y = data()
-    quarters = plan_module._balanced_rows
+    quarters = draws_module.balanced_rows
 
     def windows_of_any_length(rates: np.ndarray, num_rows: int, own: object, shared: object) -> np.ndarray:
         kept = np.floor(num_rows * (1 - rates) + shared.random(len(rates)))
@@ -161,7 +161,7 @@ def rows(rounds: int) -> None:
         step = training_step(model, x, y)
 
         def run() -> None:
-            plan_module._balanced_rows = choose
+            draws_module.balanced_rows = choose
             step()
 
         return run
@@ -175,7 +175,7 @@ def rows(rounds: int) -> None:
         "cyclic windows of quarters": with_rows(quarters),
     }
     seconds = {name: trimmed_mean(values) for name, values in time_in_turns(steps, rounds).items()}
-    plan_module._balanced_rows = quarters
+    draws_module.balanced_rows = quarters
     for name in list(steps)[1:]:
         print(f"{name:28} saves {1 - seconds[name] / seconds['plain']:6.1%} of the step")
 

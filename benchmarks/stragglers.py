@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 import etude.functional as cf
-from etude.algorithms.stochastic_depth.plan import Draws, DropPlan
-from etude.cli.plan import build
+from etude.algorithms.stochastic_depth.draws import Draws
+from etude.algorithms.stochastic_depth.plan import DropPlan
+from etude.models import create_model
 
 RANKS = tuple(2**power for power in range(11))
 FEWEST_STEPS = 256
@@ -54,11 +56,12 @@ class Estimate(NamedTuple):
 
 def count(model: str, drop_rate: float, image_size: int = 224) -> Costs:
     """The costs of a network with linear rates, counted on square images of `image_size` pixels."""
-    network = cf.apply_stochastic_depth(build(model), drop_rate=drop_rate)
+    with torch.device("meta"):
+        network = cf.apply_stochastic_depth(create_model(model), drop_rate=drop_rate)
     savings = cf.expected_savings(network, (3, image_size, image_size))
     blocks = cf.stochastic_blocks(network)
-    places = [place for block in blocks for place in block.drop_indices]  # all branches of a block have its place
-    macs = np.bincount(places, weights=[branch.macs for branch in savings.blocks])
+    indices = [index for block in blocks for index in block.drop_indices]  # all branches of a block have its index
+    macs = np.bincount(indices, weights=[branch.macs for branch in savings.blocks])
     plan = blocks[0].drop_plan
     return Costs(plan.rates, macs, savings.macs, plan.groups.tolist())
 

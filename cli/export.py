@@ -20,7 +20,7 @@ def export(
         export_format: safetensors holds the weights; torch_export and onnx hold the whole network.
         output: The file to write; by default network with the format's ending, in the run's folder.
     """
-    from ..algorithms.stochastic_depth import export_network
+    from ..models import export_network
     from .weights import load_folded
 
     folder = Path(run)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Literal
 from .packages import check_packages
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..algorithms.stochastic_depth import Savings
     from ..algorithms.stochastic_depth.savings import Resource
 
@@ -28,8 +26,8 @@ def plan(
     Nothing is trained and no weights are loaded: the costs are counted on shapes.
 
     Args:
-        model: A torchvision network with residual blocks, such as resnet50, resnext50_32x4d or vit_b_16, or
-            a CIFAR ResNet, such as cifar_resnet110.
+        model: A network with residual blocks: of torchvision, such as resnet50 or vit_b_16, of timm, such as
+            timm:resnet50d, or a CIFAR ResNet, such as cifar_resnet110.
         drop_rate: Probability in [0, 1] that the last block is dropped.
         drop_distribution: Rates that rise linearly with depth, or the same for every block.
         drop_unit: Drop a transformer's blocks, or each of their branches by itself.
@@ -39,9 +37,13 @@ def plan(
     """
     if picture is not None:
         check_packages("plan --picture", "matplotlib")
-    from ..algorithms.stochastic_depth import apply_stochastic_depth, expected_savings
+    import torch
 
-    network = build(model)
+    from ..algorithms.stochastic_depth import apply_stochastic_depth, expected_savings
+    from ..models import create_model
+
+    with torch.device("meta"):
+        network = create_model(model)
     apply_stochastic_depth(
         network,
         drop_rate=drop_rate,
@@ -56,28 +58,6 @@ def plan(
 
         draw_plan(savings, f"{model}, drop rate {drop_rate:g} {drop_distribution}", Path(picture))
         print(f"\n{picture}")
-
-
-def build(model: str) -> nn.Module:
-    """A network without data, by its name.
-
-    Raises:
-        ValueError: If there is none of this name.
-    """
-    import torch
-    import torchvision
-
-    from ..models import cifar_resnet
-
-    depth = model.removeprefix("cifar_resnet")
-    with torch.device("meta"):
-        if depth != model and depth.isdigit():
-            return cifar_resnet(int(depth))
-        if model not in torchvision.models.list_models(module=torchvision.models):
-            raise ValueError(
-                f"model must be the name of a torchvision network or cifar_resnet20 to 1202, got {model!r}"
-            )
-        return torchvision.models.get_model(model)
 
 
 def as_table(savings: Savings) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..algorithms import StochasticDepth
 from ..algorithms.stochastic_depth import apply_stochastic_depth, fold_stochastic_depth
-from ..models import composer_resnet
+from ..models import create_model
 
 _KEYS = {"model", "num_classes", "image_size", "drop_rates", "scaling", "state_dict"}
 
@@ -43,10 +43,10 @@ def load_folded(path: Path) -> tuple[nn.Module, int]:
         raise ValueError(f"{path} must be a weights file of etude train, it cannot be read: {error}") from error
     if not isinstance(contents, dict) or set(contents) != _KEYS:
         raise ValueError(f"{path} must be a weights file of etude train, its contents are others")
-    classifier = composer_resnet(contents["model"], num_classes=contents["num_classes"])
-    classifier.module.load_state_dict(contents["state_dict"])
+    network = create_model(contents["model"], contents["num_classes"])
+    network.load_state_dict(contents["state_dict"])
     rates, scaling = contents["drop_rates"], contents["scaling"]
     if any(rates) and scaling == "evaluation":
-        apply_stochastic_depth(classifier, drop_rate=1.0, drop_distribution=rates)
-        fold_stochastic_depth(classifier)
-    return classifier.module.eval(), contents["image_size"]
+        apply_stochastic_depth(network, drop_rate=1.0, drop_distribution=rates)
+        fold_stochastic_depth(network)
+    return network.eval(), contents["image_size"]

@@ -22,9 +22,18 @@ def cifar_resnet(depth: int, num_classes: int = 10) -> ComposerClassifier:
     Raises:
         ValueError: If `depth` is not of this form.
     """
+    return ComposerClassifier(CIFARResNet(blocks_per_stage(depth), num_classes), num_classes)
+
+
+def blocks_per_stage(depth: int) -> int:
+    """The n of a depth ``6n + 2``.
+
+    Raises:
+        ValueError: If `depth` is not of this form with n of at least 1.
+    """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110, 1202), got {depth!r}")
-    return ComposerClassifier(CIFARResNet((depth - 2) // 6, num_classes), num_classes)
+    return (depth - 2) // 6
 
 
 class CIFARResNet(nn.Module):

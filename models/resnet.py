@@ -1,11 +1,9 @@
 """The ResNets of He et al. 2015 for images, from torchvision, ready to train."""
 
-from typing import Any
-
-from torch import nn
-from torchvision import models
+from enum import Enum
 
 from .classifier import ComposerClassifier
+from .create_model import create_model
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -13,7 +11,7 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 def composer_resnet(
     model_name: str,
     num_classes: int = 1000,
-    weights: Any = None,
+    weights: str | Enum | None = None,
     zero_init_residual: bool = True,
 ) -> ComposerClassifier:
     """Build a ResNet classifier (He et al. 2015, arXiv:1512.03385).
@@ -21,8 +19,9 @@ def composer_resnet(
     Args:
         model_name: One of ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``.
         num_classes: Number of classes.
-        weights: Pretrained weights as torchvision names them (``"IMAGENET1K_V2"``), or None for a
-            random initialisation. With another number of classes the last layer starts anew.
+        weights: Pretrained weights by torchvision's name (``"IMAGENET1K_V1"``; ResNet-50 and deeper also have
+            ``"IMAGENET1K_V2"``) or enum member, or None for a random initialisation. With another number of
+            classes the last layer is initialised anew.
         zero_init_residual: Start every block as the identity, by a zero in its last normalisation
             (Goyal et al. 2017, section 5.1, arXiv:1706.02677). Without effect on pretrained weights.
 
@@ -31,15 +30,12 @@ def composer_resnet(
         torchvision network is its ``.module``.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If there is no such network or it has no such weights.
     """
     if model_name not in RESNETS:
         raise ValueError(f"model_name must be one of {', '.join(RESNETS)}, got {model_name!r}")
-    build = getattr(models, model_name)
     if weights is None:
-        network = build(num_classes=num_classes, zero_init_residual=zero_init_residual)
+        network = create_model(model_name, num_classes, zero_init_residual=zero_init_residual)
     else:
-        network = build(weights=weights)
-        if network.fc.out_features != num_classes:
-            network.fc = nn.Linear(network.fc.in_features, num_classes)
+        network = create_model(model_name, num_classes, weights=weights.name if isinstance(weights, Enum) else weights)
     return ComposerClassifier(network, num_classes)

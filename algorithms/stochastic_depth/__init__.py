@@ -1,17 +1,19 @@
-"""Stochastic depth (Huang et al. 2016): the algorithm, its functional form, and what they are made of."""
+"""Stochastic depth (Huang et al. 2016): the algorithm and its functional form."""
 
-from .block_types import register_residual_block
-from .export import export_network
+from .blocks import register_residual_block
 from .fold import fold_stochastic_depth
 from .savings import BlockCost, Savings, expected_savings
 from .schedules import ProgressiveLayerDrop, StartLate, StopEarly, Warmup
+from .settings import Settings
+from .standalone import apply_stochastic_depth, remove_stochastic_depth
 from .stochastic_depth import StochasticDepth
-from .surgery import apply_stochastic_depth, compile_stochastic_blocks, remove_stochastic_depth, stochastic_blocks
+from .surgery import compile_stochastic_blocks, stochastic_blocks
 
 __all__ = [
     "BlockCost",
     "ProgressiveLayerDrop",
     "Savings",
+    "Settings",
     "StartLate",
     "StochasticDepth",
     "StopEarly",
@@ -19,7 +21,6 @@ __all__ = [
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
     "expected_savings",
-    "export_network",
     "fold_stochastic_depth",
     "register_residual_block",
     "remove_stochastic_depth",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 
-def cost_groups(blocks: Sequence[nn.Module], places: Sequence[tuple[int, ...]]) -> list[int]:
+def cost_groups(blocks: Sequence[nn.Module], plan_indices: Sequence[tuple[int, ...]]) -> list[int]:
     """Number the groups of equal compute.
 
     A layer's compute is its weights times the area that it works on, and every stride divides the area
@@ -18,15 +18,15 @@ def cost_groups(blocks: Sequence[nn.Module], places: Sequence[tuple[int, ...]]) 
 
     Args:
         blocks: In forward order.
-        places: For each block the places of its branches in the plan, all the same where they are
+        plan_indices: For each block the indices of its branches in the plan, all the same where they are
             dropped together.
 
     Returns:
-        For each place in the plan the number of its group, from 0.
+        For each index of the plan the number of its group, from 0.
     """
     area = Fraction(1)
     costs: dict[int, Any] = {}
-    for block, indices in zip(blocks, places, strict=True):
+    for block, indices in zip(blocks, plan_indices, strict=True):
         area /= _stride(block)
         weights = sum(parameter.numel() for parameter in block.parameters() if parameter.dim() > 1)
         for branch, index in enumerate(dict.fromkeys(indices)):

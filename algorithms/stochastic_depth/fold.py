@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .standalone import remove_stochastic_depth
 from .stochastic_block import StochasticBlock
-from .surgery import remove_stochastic_depth, required_blocks
+from .surgery import required_blocks
 
 
 def fold_stochastic_depth(model: nn.Module) -> nn.Module:

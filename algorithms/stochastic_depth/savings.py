@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .block_types import Branch
-from .surgery import remove_stochastic_depth, required_blocks, stochastic_blocks
+from .blocks import Branch
+from .standalone import remove_stochastic_depth
+from .surgery import required_blocks, stochastic_blocks
 
 Resource = Literal["macs", "gradient_bytes", "activation_bytes"]
 

@@ -1,11 +1,8 @@
-"""Drop rates over time: factors on all rates, as pure functions of how far training has come.
-
-`Warmup`, `StartLate`, `StopEarly` and `ProgressiveLayerDrop` are the vocabulary; several multiply. A
-function of the elapsed fraction of training does too.
-"""
+"""Drop rates over time: factors on all rates, as pure functions of the training progress. Several multiply."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
 
@@ -26,6 +23,7 @@ class Schedule(Protocol):
         """The factor for the batch that comes next."""
 
 
+@dataclass(frozen=True)
 class Warmup:
     """From 0 at the first batch in a line to 1 at the end of `span`, and 1 from there on.
 
@@ -38,26 +36,31 @@ class Warmup:
         ValueError: If it is negative, of an unknown unit, wall-clock time, or a fraction above 1.
     """
 
-    def __init__(self, span: float | str | Time) -> None:
-        self.span = _as_span(span, "drop_warmup")
+    span: Time | str | float
 
-    def __repr__(self) -> str:
-        return f'Warmup("{self.span}")'
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "span", as_span(self.span, "drop_warmup"))
 
     @property
     def depends_on_duration(self) -> bool:
         """Whether it is counted as a fraction of the training."""
-        return _is_fraction(self.span)
+        return _is_fraction(self._time)
 
     def check(self, state: State) -> None:
         """Refuse a warmup that is longer than the training."""
-        _check_within_training(self.span, state, "drop_warmup")
+        _check_within_training(self._time, state, "drop_warmup")
 
     def __call__(self, state: State) -> float:
         """Linear to the batch; exactly 1 at the first batch after the span."""
-        return min(1.0, state.progress(self.span)) if self.span else 1.0
+        return min(1.0, state.progress(self._time)) if self._time else 1.0
+
+    @property
+    def _time(self) -> Time:
+        assert isinstance(self.span, Time)
+        return self.span
 
 
+@dataclass(frozen=True)
 class StartLate:
     """0 before a moment, 1 from it on (late stochastic depth of Liu et al. 2023, arXiv:2303.01500).
 
@@ -68,26 +71,31 @@ class StartLate:
         ValueError: If it is wall-clock time.
     """
 
-    def __init__(self, start: float | str | Time) -> None:
-        self.start = _as_span(start, "start")
+    start: Time | str | float
 
-    def __repr__(self) -> str:
-        return f'StartLate("{self.start}")'
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", as_span(self.start, "start"))
 
     @property
     def depends_on_duration(self) -> bool:
         """Whether it is counted as a fraction of the training."""
-        return _is_fraction(self.start)
+        return _is_fraction(self._time)
 
     def check(self, state: State) -> None:
         """Refuse a moment after the end of training."""
-        _check_within_training(self.start, state, "start")
+        _check_within_training(self._time, state, "start")
 
     def __call__(self, state: State) -> float:
         """Whether the moment has come."""
-        return float(_has_come(self.start, state))
+        return float(_has_come(self._time, state))
+
+    @property
+    def _time(self) -> Time:
+        assert isinstance(self.start, Time)
+        return self.start
 
 
+@dataclass(frozen=True)
 class StopEarly:
     """1 before a moment, 0 from it on (early stochastic depth of Liu et al. 2023, arXiv:2303.01500).
 
@@ -98,28 +106,33 @@ class StopEarly:
         ValueError: If it is 0, which would switch stochastic depth off from the start, or wall-clock time.
     """
 
-    def __init__(self, stop: float | str | Time) -> None:
-        self.stop = _as_span(stop, "stop")
-        if not self.stop:
-            raise ValueError(f"stop must be above 0 for stochastic depth to have an effect, got {self.stop}")
+    stop: Time | str | float
 
-    def __repr__(self) -> str:
-        return f'StopEarly("{self.stop}")'
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", as_span(self.stop, "stop"))
+        if not self._time:
+            raise ValueError(f"stop must be above 0 for stochastic depth to have an effect, got {self._time}")
 
     @property
     def depends_on_duration(self) -> bool:
         """Whether it is counted as a fraction of the training."""
-        return _is_fraction(self.stop)
+        return _is_fraction(self._time)
 
     def check(self, state: State) -> None:
         """Refuse a moment after the end of training."""
-        _check_within_training(self.stop, state, "stop")
+        _check_within_training(self._time, state, "stop")
 
     def __call__(self, state: State) -> float:
         """Whether the moment is still to come."""
-        return float(not _has_come(self.stop, state))
+        return float(not _has_come(self._time, state))
+
+    @property
+    def _time(self) -> Time:
+        assert isinstance(self.stop, Time)
+        return self.stop
 
 
+@dataclass(frozen=True)
 class ProgressiveLayerDrop:
     """Progressive layer dropping (Zhang and He 2020, section 4.2, arXiv:2010.13369).
 
@@ -131,13 +144,13 @@ class ProgressiveLayerDrop:
         gamma: How fast the rates rise, per batch, above 0. The paper takes 100 / number of batches.
     """
 
-    def __init__(self, gamma: float) -> None:
+    gamma: float
+
+    def __post_init__(self) -> None:
+        gamma = self.gamma
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma < math.inf:
             raise ValueError(f"gamma must be a positive number, got {gamma!r}")
-        self.gamma: float = float(gamma)
-
-    def __repr__(self) -> str:
-        return f"ProgressiveLayerDrop(gamma={self.gamma:g})"
+        object.__setattr__(self, "gamma", float(gamma))
 
     @property
     def depends_on_duration(self) -> bool:
@@ -152,14 +165,15 @@ class ProgressiveLayerDrop:
         return -math.expm1(-self.gamma * state.timestamp.batch)
 
 
-class _OfFraction:
-    """A function of the elapsed fraction of training, checked."""
+@dataclass(frozen=True)
+class FunctionSchedule:
+    """A function of the elapsed fraction of training as a schedule.
 
-    def __init__(self, function: Callable[[float], float]) -> None:
-        self.function = function
+    Args:
+        function: Maps the elapsed fraction, in [0, 1], to a factor in [0, 1].
+    """
 
-    def __repr__(self) -> str:
-        return getattr(self.function, "__name__", repr(self.function))
+    function: Callable[[float], float]
 
     @property
     def depends_on_duration(self) -> bool:
@@ -201,10 +215,16 @@ def as_schedules(drop_schedule: DropSchedule) -> tuple[Schedule, ...]:
                 "drop_schedule must be Warmup, StartLate, StopEarly, ProgressiveLayerDrop or a function of the elapsed "
                 f"fraction, got {schedule!r}"
             )
-    return tuple(item if hasattr(item, "check") else _OfFraction(item) for item in given)
+    return tuple(item if hasattr(item, "check") else FunctionSchedule(item) for item in given)
 
 
-def _as_span(span: float | str | Time, name: str) -> Time:
+def as_span(span: float | str | Time, name: str) -> Time:
+    """Read an argument `name` that is a time: a `Time`, a time string, or a fraction of the training.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If it is negative, wall-clock time, or a fraction above 1.
+    """
     if isinstance(span, (int, float)) and not isinstance(span, bool):
         time = Time(float(span), TimeUnit.DURATION)
     else:

@@ -7,31 +7,39 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import count
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block_types import BlockType, Branch, block_type_of
-from .plan import DropPlan, outside_of_graphs
+from .blocks import BlockType, Branch, block_type_of
+from .plan import DropPlan
 from .rates import check_rate
 from .rows import add_to_rows, take_rows
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+outside_of_graphs: Callable[[F], F] = torch.compiler.disable(
+    reason="stochastic depth decides at every step which blocks run, so no single graph holds the model; compile the "
+    "blocks with cf.compile_stochastic_blocks(model), or the model without fullgraph=True"
+)
+"""Decorator for what torch.compile must leave to Python."""
+
 
 class StochasticBlock(nn.Module):
-    """Stands in front of a block's own class, which goes on doing the computing.
+    """Base class of converted blocks, in front of the block's own class, which still does the computing.
 
     A block is converted by giving it the class that `stochastic_class` makes: the object, its
-    parameters and their names stay what they were.
+    parameters and their names stay the same.
     """
 
     plain_class: ClassVar[type[nn.Module]]
     block_type: ClassVar[BlockType]
     input_name: ClassVar[str]  # what the plain class calls its first argument
     drop_plan: DropPlan
-    drop_indices: tuple[int, ...]  # for each branch its place in the plan
+    drop_indices: tuple[int, ...]  # for each branch its index in the plan
 
     @property
     def drop_rate(self) -> float:
@@ -50,7 +58,7 @@ class StochasticBlock(nn.Module):
 
     @outside_of_graphs
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Run or sit out as the drop plan says; in evaluation run with the branch times 1 - rate.
+        """Compute what the drop plan keeps; in evaluation everything, with each branch times 1 - rate.
 
         Huang et al. 2016, equations 2 and 5, arXiv:1603.09382.
         """
@@ -63,6 +71,11 @@ class StochasticBlock(nn.Module):
         if plan.method == "block":
             return self._run(x, [plan.block_scale(index) for index in self.drop_indices], args, kwargs)
         return self._run_rows(x, args, kwargs)
+
+    @property
+    def ranks_may_differ(self) -> bool:
+        """Whether a rank may drop what another one keeps (parallel training asks every module for this)."""
+        return not self.drop_plan.same_on_all_ranks
 
     def gradient_units(self) -> list[list[nn.Module]]:
         """The layers that run together or not at all, in groups: of each branch, or each by itself if unknown."""
@@ -120,7 +133,7 @@ class StochasticBlock(nn.Module):
         args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
 
         def residual(rows: Tensor) -> Tensor:
-            return self._in_company(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
+            return self._pad_single_row(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
 
         if self.block_type.changes_shape(self):
             summed = add_to_rows(x, kept, residual, shortcut=partial(branch.shortcut, self), alpha=scale, dim=dim)
@@ -130,11 +143,13 @@ class StochasticBlock(nn.Module):
         summed = add_to_rows(x, kept, residual, alpha=scale, relu=is_final, dim=dim)
         return summed if is_final else branch.after_sum(self, summed)
 
-    def _in_company(self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _pad_single_row(
+        self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """Apply `function` to the kept rows, a single one together with a neighbour if BatchNorm needs it.
 
-        The statistics of one row of 1x1 maps do not exist. The neighbour's result is thrown away, so
-        that the rate stays exact.
+        The statistics of one row of 1x1 maps do not exist. The neighbour's result is discarded, so that the
+        rate stays exact.
         """
         if len(rows) > 1 or not any(isinstance(module, _BatchNorm) for module in self.modules()):
             return function(rows)

@@ -2,45 +2,42 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from ...engine import Algorithm, Event, Logger, State, Time
-from .plan import Draws, DropPlan, Scaling, StochasticMethod
+from .draws import Draws
+from .plan import DropPlan, Scaling, StochasticMethod
 from .ranks import check_same_plan
 from .rates import DropDistribution
 from .schedules import DropSchedule, Schedule, Warmup, as_schedules
-from .surgery import DropUnit, check_settings, convert, stochastic_blocks
+from .settings import DropUnit, Settings
+from .surgery import convert, stochastic_blocks
 
 
+@dataclass(eq=False)
 class StochasticDepth(Algorithm):
-    """Train a residual network with blocks that sit out at random (Huang et al. 2016, arXiv:1603.09382).
+    """Train a residual network whose blocks are dropped at random (Huang et al. 2016, arXiv:1603.09382).
 
     The blocks are converted at INIT. At each BATCH_START the rates of that moment are set and one
     drop plan is drawn for the whole batch, as a function of the seed and the number of the step.
     Evaluation uses the rates in force at that moment.
 
     Logs ``stochastic_depth/drop_rate`` (the highest rate in force),
-    ``stochastic_depth/num_stochastic_layers`` and ``stochastic_depth/num_dropped_layers`` (what sat
-    out in the step; with the ``sample`` method the sum over blocks of the share of rows).
+    ``stochastic_depth/num_stochastic_layers`` and ``stochastic_depth/num_dropped_layers`` (blocks dropped
+    in the step; with the ``sample`` method the sum over blocks of the share of rows).
+
+    The settings that are not listed here are documented in `Settings`.
 
     Args:
-        target_layer_name: As in `apply_stochastic_depth`.
-        stochastic_method: As in `apply_stochastic_depth`.
-        drop_rate: As in `apply_stochastic_depth`.
-        drop_distribution: As in `apply_stochastic_depth`.
         drop_warmup: How long all rates rise in a line from 0: a fraction of the training, a time
             string in any unit, or a `Time`. The first batch after it has exactly the full rates.
-        use_same_gpu_seed: As in `apply_stochastic_depth`.
         drop_schedule: Further factors on all rates over time: `StartLate`, `StopEarly`,
             `ProgressiveLayerDrop`, a function of the elapsed fraction of training that returns a number
             in [0, 1], or several of these, which multiply.
-        draws: As in `apply_stochastic_depth`.
-        scaling: As in `apply_stochastic_depth`.
-        drop_unit: As in `apply_stochastic_depth`.
-        protect_projections: As in `apply_stochastic_depth`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -48,43 +45,29 @@ class StochasticDepth(Algorithm):
             stochastic depth already, or a schedule does not fit the training.
     """
 
-    def __init__(
-        self,
-        target_layer_name: str | None = None,
-        stochastic_method: StochasticMethod = "block",
-        drop_rate: float = 0.2,
-        drop_distribution: DropDistribution = "linear",
-        drop_warmup: float | str | Time = 0.0,
-        use_same_gpu_seed: bool = True,
-        *,
-        drop_schedule: DropSchedule = None,
-        draws: Draws = "independent",
-        scaling: Scaling = "evaluation",
-        drop_unit: DropUnit = "block",
-        protect_projections: bool = False,
-    ) -> None:
-        self.settings: dict[str, Any] = {
-            "target_layer_name": target_layer_name,
-            "stochastic_method": stochastic_method,
-            "drop_rate": drop_rate,
-            "drop_distribution": drop_distribution,
-            "use_same_gpu_seed": use_same_gpu_seed,
-            "draws": draws,
-            "scaling": scaling,
-            "drop_unit": drop_unit,
-            "protect_projections": protect_projections,
-        }
-        check_settings(**self.settings)
-        self.schedules: tuple[Schedule, ...] = (Warmup(drop_warmup), *as_schedules(drop_schedule))
+    target_layer_name: str | None = None
+    stochastic_method: StochasticMethod = "block"
+    drop_rate: float = 0.2
+    drop_distribution: DropDistribution = "linear"
+    drop_warmup: float | str | Time = 0.0
+    use_same_gpu_seed: bool = True
+    _: KW_ONLY
+    drop_schedule: DropSchedule = None
+    draws: Draws = "independent"
+    scaling: Scaling = "evaluation"
+    drop_unit: DropUnit = "block"
+    protect_projections: bool = False
+
+    def __post_init__(self) -> None:
+        self._settings = Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+        warmup = Warmup(self.drop_warmup)
+        self.drop_warmup = warmup.span
+        self.schedules: tuple[Schedule, ...] = (warmup, *as_schedules(self.drop_schedule))
         self._plan: DropPlan | None = None
         self._full_rates = np.zeros(0)
         self._num_steps = 0
         self._sum_of_rates = np.zeros(0)
         self._sum_of_drops = np.zeros(0)
-
-    def __repr__(self) -> str:
-        settings = [f"{name}={value!r}" for name, value in self.settings.items()]
-        return f"StochasticDepth({', '.join(settings)}, schedules={list(self.schedules)})"
 
     @property
     def find_unused_parameters(self) -> bool:
@@ -98,11 +81,11 @@ class StochasticDepth(Algorithm):
 
     @property
     def depends_on_duration(self) -> bool:
-        """Whether a schedule is about a fraction of the training."""
+        """Whether a schedule depends on a fraction of the training."""
         return any(schedule.depends_on_duration for schedule in self.schedules)
 
     def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
-        """The residual branches: a dropped one has nothing to send."""
+        """The residual branches: a dropped one has no gradients to send."""
         return [unit for block in stochastic_blocks(state.model) for unit in block.gradient_units()]
 
     @property
@@ -112,19 +95,19 @@ class StochasticDepth(Algorithm):
 
     @property
     def realized_drop_rates(self) -> list[float]:
-        """For each block the share that really sat out over the steps done so far."""
+        """For each block the share that was dropped over the steps done so far."""
         return (self._sum_of_drops / max(self._num_steps, 1)).tolist()
 
     def match(self, event: Event, state: State) -> bool:
-        """INIT for the surgery, the starts for rates and plan, BATCH_END for the log."""
+        """Whether the surgery, the rates, the plan or the log need this event."""
         return event in _ACTIONS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Act as the event asks."""
+        """Run the action of the event."""
         _ACTIONS[event](self, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """What sat out so far. Rates and plans need not be kept: the timestamp and the seed give them."""
+        """What was dropped so far. Rates and plans are not saved: the timestamp and the seed give them."""
         return {
             "num_steps": self._num_steps,
             "sum_of_rates": self._sum_of_rates.tolist(),
@@ -132,7 +115,7 @@ class StochasticDepth(Algorithm):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave, after INIT.
+        """Load what `state_dict` returned, after INIT.
 
         Raises:
             ValueError: If it is of another number of blocks.
@@ -141,7 +124,7 @@ class StochasticDepth(Algorithm):
         for values in sums:
             if values.shape != self._full_rates.shape:
                 raise ValueError(
-                    f"the state of StochasticDepth must be of {len(self._full_rates)} blocks, got shape {values.shape}"
+                    f"the state of StochasticDepth must have {len(self._full_rates)} blocks, got shape {values.shape}"
                 )
         self._sum_of_rates, self._sum_of_drops = sums
         self._num_steps = int(state["num_steps"])
@@ -151,7 +134,7 @@ class StochasticDepth(Algorithm):
             raise ValueError("algorithms must hold at most one StochasticDepth: a block has one drop rate")
         for schedule in self.schedules:
             schedule.check(state)
-        self._plan = convert(state.model, seed=state.seed, **self.settings)
+        self._plan = convert(state.model, self._settings, seed=state.seed)
         self._full_rates = np.array(self._plan.rates)
         self._num_steps = 0
         self._sum_of_rates = np.zeros(len(self._full_rates))

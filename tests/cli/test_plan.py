@@ -34,7 +34,10 @@ def test_it_takes_every_residual_network(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet51"], "model must be the name of a torchvision network or cifar_resnet20 to 1202, got 'resnet51'"),
+        (
+            ["resnet51"],
+            "timm:NAME or cifar_resnet20 to cifar_resnet1202, got 'resnet51'",
+        ),
         (["cifar_resnet21"], "depth must be 6n + 2"),
         (["alexnet"], "model must contain blocks of type"),
         (["resnet50", "--drop-rate", "-1"], "drop_rate must be in [0, 1], got -1.0"),

@@ -11,8 +11,8 @@ from torchvision.models import resnet18
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import etude.functional as cf
-from etude.algorithms.stochastic_depth import block_types
-from etude.algorithms.stochastic_depth.block_types import BLOCK_TYPES, block_type_of
+from etude.algorithms.stochastic_depth.blocks import block_type_of, registry
+from etude.algorithms.stochastic_depth.blocks.registry import BLOCK_TYPES
 from helpers.residual_networks import NETWORKS, Encoder, build
 
 
@@ -35,9 +35,9 @@ def force(network: nn.Module, **decision: Any) -> None:
     plan.draw(0, num_rows=4)
     plan.open()
     if "dropped" in decision:
-        plan.dropped_blocks = [decision["dropped"]] * len(plan.rates)
+        plan.decide([decision["dropped"]] * len(plan.rates))
     else:
-        plan._kept_rows = np.tile(np.array(decision["kept"]), (len(plan.rates), 1))
+        plan.decide(np.tile(~np.array(decision["kept"]), (len(plan.rates), 1)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -194,7 +194,7 @@ def test_branches_are_dropped_by_themselves_where_asked() -> None:
     plan = blocks[0].drop_plan
     plan.draw(0)
     plan.open()
-    plan.dropped_blocks = [True, False, False, True]
+    plan.decide([True, False, False, True])
     called = []
     for number, block in enumerate(blocks):
         block.self_attention.register_forward_hook(lambda *_, n=number: called.append(("attention", n)))
@@ -245,7 +245,7 @@ class WithShortcut(nn.Module):
 def own_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from etude.algorithms.stochastic_depth.stochastic_block import stochastic_class
 
-    monkeypatch.setattr(block_types, "BLOCK_TYPES", dict(BLOCK_TYPES))
+    monkeypatch.setattr(registry, "BLOCK_TYPES", dict(BLOCK_TYPES))
     cf.register_residual_block(
         OwnBlock,
         residual=lambda block, x: block.norm(block.body(x)),
@@ -312,10 +312,10 @@ def test_target_layer_name_chooses_among_the_types(own_blocks: None) -> None:
     ],
 )
 def test_a_bad_registration_is_refused(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
-    before = dict(block_types.BLOCK_TYPES)
+    before = dict(registry.BLOCK_TYPES)
     with pytest.raises(error, match=message):
         cf.register_residual_block(*arguments)
-    assert before == block_types.BLOCK_TYPES
+    assert before == registry.BLOCK_TYPES
 
 
 def test_an_unknown_model_is_refused_with_the_known_types_and_what_looks_residual() -> None:

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import Bottleneck
 
 import etude.functional as cf
-from etude.algorithms.stochastic_depth import block_types
-from etude.algorithms.stochastic_depth.block_types import BLOCK_TYPES
+from etude.algorithms.stochastic_depth.blocks import registry
+from etude.algorithms.stochastic_depth.blocks.registry import BLOCK_TYPES
 from helpers.networks import one_of_each_resnet, tiny_resnet
 
 # Tracing looks at the gradients of inner tensors, and warns about itself.
@@ -35,7 +35,7 @@ class LinearBlock(nn.Module):
 
 @pytest.fixture
 def linear_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_types, "BLOCK_TYPES", dict(BLOCK_TYPES))
+    monkeypatch.setattr(registry, "BLOCK_TYPES", dict(BLOCK_TYPES))
     cf.register_residual_block(LinearBlock, residual=lambda block, x: block.linear(x), last_layer="linear")
 
 

@@ -27,13 +27,13 @@ def converted(method: str = "block", drop_rate: float = 0.5, num_blocks: int = 4
 def force_blocks(plan: DropPlan, dropped: bool) -> None:
     plan.draw(0)
     plan.open()
-    plan.dropped_blocks = [dropped] * len(plan.rates)
+    plan.decide([dropped] * len(plan.rates))
 
 
 def force_rows(plan: DropPlan, kept: np.ndarray) -> None:
     plan.draw(0, num_rows=len(kept))
     plan.open()
-    plan._kept_rows = np.tile(kept, (len(plan.rates), 1))
+    plan.decide(np.tile(~kept, (len(plan.rates), 1)))
 
 
 def plain_output(block: nn.Module, x: Tensor, kept: Tensor) -> Tensor:

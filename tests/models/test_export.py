@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import etude.functional as cf
-from etude.algorithms.stochastic_depth import export
+from etude.models import export
 from helpers.networks import tiny_resnet
 
 

@@ -1,0 +1,6 @@
+"""How each type of residual block splits, by family, and the registry of the known types."""
+
+from .branch import BlockType, Branch
+from .registry import block_type_of, known_names, register_residual_block
+
+__all__ = ["BlockType", "Branch", "block_type_of", "known_names", "register_residual_block"]

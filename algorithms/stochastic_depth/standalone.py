@@ -1,0 +1,141 @@
+"""Stochastic depth for a training loop without a Trainer: hooks on the model draw a plan for every training forward."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .draws import Draws
+from .plan import DropPlan, Scaling, StochasticMethod, is_in_backward
+from .ranks import check_active_ddp, check_same_plan, current_rank
+from .rates import DropDistribution
+from .settings import DropUnit, Settings
+from .stochastic_block import outside_of_graphs
+from .surgery import convert, restore, stochastic_blocks
+
+
+def apply_stochastic_depth(
+    model: nn.Module,
+    target_layer_name: str | None = None,
+    stochastic_method: StochasticMethod = "block",
+    drop_rate: float = 0.2,
+    drop_distribution: DropDistribution = "linear",
+    use_same_gpu_seed: bool = True,
+    *,
+    draws: Draws = "independent",
+    scaling: Scaling = "evaluation",
+    drop_unit: DropUnit = "block",
+    protect_projections: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """Give the residual blocks of a model stochastic depth (Huang et al. 2016, arXiv:1603.09382).
+
+    The model is changed in place: same modules, same parameters, same ``state_dict``, so an
+    optimizer made before stays valid. Each converted block has a ``.drop_rate``, which may be set.
+    Every forward of `model` in training mode draws anew which blocks are dropped, from its own generator.
+
+    `model` may be any model with known residual blocks inside, and `seed`, that of the draws, must be the same on
+    all ranks. The other arguments are the fields of `Settings`, which documents them.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range, no block matches, or the model has
+            stochastic depth already. The model is then unchanged.
+    """
+    settings = Settings(
+        target_layer_name,
+        stochastic_method,
+        drop_rate,
+        drop_distribution,
+        use_same_gpu_seed,
+        draws,
+        scaling,
+        drop_unit,
+        protect_projections,
+    )
+    plan = convert(model, settings, seed=seed)
+    first = stochastic_blocks(model)[0]
+    draw = _DrawBeforeForward(plan, batch_dim=first.block_type.batch_dim(first))
+    model.register_forward_pre_hook(draw, with_kwargs=True)
+    model.register_forward_hook(_CloseAfterForward(plan), always_call=True)
+    return model
+
+
+def remove_stochastic_depth(model: nn.Module) -> nn.Module:
+    """Undo `apply_stochastic_depth`: every block is of its plain class again, weights unchanged.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        ValueError: If the model has no stochastic depth.
+    """
+    restore(model)
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, (_DrawBeforeForward, _CloseAfterForward)):
+                    del hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+                    module._forward_hooks_always_called.pop(key, None)
+    return model
+
+
+class _DrawBeforeForward:
+    """A forward pre-hook that draws the plan, for a model that is trained without a Trainer."""
+
+    def __init__(self, plan: DropPlan, batch_dim: int) -> None:
+        self.plan = plan
+        self.batch_dim = batch_dim
+        self.step = 0
+
+    @outside_of_graphs
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A forward that is recomputed in its backward pass keeps the plan it had.
+        if module.training and not is_in_backward():
+            num_rows = _num_rows((args, kwargs), self.batch_dim)
+            if num_rows is None and self.plan.method == "sample":
+                raise ValueError('stochastic_method="sample" needs a tensor among the model\'s inputs, got none')
+            check_active_ddp()
+            self.plan.draw(self.step, rank=current_rank(), num_rows=num_rows or 0)
+            check_same_plan(self.plan, self.step)
+            self.plan.open()
+            self.step += 1
+            if torch.is_grad_enabled():
+                self.plan.count_forward()
+
+
+class _CloseAfterForward:
+    """A forward hook that ends the step."""
+
+    def __init__(self, plan: DropPlan) -> None:
+        self.plan = plan
+
+    @outside_of_graphs
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.plan.close()
+        if module.training and not is_in_backward():
+            for tensor in _tensors(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(self._begin_backward)
+
+    def _begin_backward(self, grad: Tensor) -> None:
+        self.plan.begin_backward()
+
+
+def _num_rows(values: Any, batch_dim: int) -> int | None:
+    """The size in `batch_dim` of the first tensor somewhere inside that has it."""
+    return next((tensor.shape[batch_dim] for tensor in _tensors(values) if tensor.dim() > batch_dim), None)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors somewhere inside."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
