@@ -1,4 +1,4 @@
-"""Reads dataloaders so that a run can stop and go on anywhere, and shares every batch among the ranks."""
+"""Reads dataloaders so that a run can be resumed at any batch, and divides every batch among the ranks."""
 
 from .reader import EpochReader
 
