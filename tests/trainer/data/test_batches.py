@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 from etude.engine import Algorithm, Engine, Event, Logger, State
 from etude.trainer.data.batches import move, num_samples, read_batches, split
 from etude.trainer.data.reader import EpochReader
-from networks import LinearModel
+from helpers.networks import LinearModel
 
 Pair = namedtuple("Pair", ["inputs", "targets"])
 INPUTS, TARGETS = torch.arange(20.0).reshape(10, 2), torch.arange(10)
