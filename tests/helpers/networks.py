@@ -1,8 +1,10 @@
 """Small networks and data that the tests share."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
@@ -59,3 +61,29 @@ def images(num_samples: int = 16, batch_size: int = 4, shuffle: bool = False, si
     inputs = torch.randn(num_samples, 3, size, size, generator=generator)
     targets = torch.randint(0, 3, (num_samples,), generator=generator)
     return DataLoader(TensorDataset(inputs, targets), batch_size, shuffle=shuffle)
+
+
+class Stream(IterableDataset):
+    """Rows without a length, anew in every epoch."""
+
+    def __init__(self, num_rows: int = 12) -> None:
+        self.num_rows = num_rows
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        generator = torch.Generator().manual_seed(1)
+        for row in torch.randn(self.num_rows, 8, generator=generator):
+            yield row, 1
+
+
+def linear_model(seed: int = 0) -> LinearModel:
+    torch.manual_seed(seed)
+    return LinearModel()
+
+
+def classifier() -> ComposerClassifier:
+    torch.manual_seed(0)
+    return ComposerClassifier(nn.Linear(8, 3), num_classes=3)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
