@@ -16,6 +16,7 @@ from ..engine import State
 from ..engine.identity import as_text, find_opaque
 from ..engine.identity import describe as describe_value
 from . import distributed
+from .torch_internals import split_scheduler
 
 _log = logging.getLogger(__name__)
 
@@ -152,13 +153,13 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
 
 def _describe_scheduler(scheduler: LRScheduler) -> dict[str, Any]:
     """The values that `scheduler` saves, and the functions, which it does not."""
-    saved = {name: value for name, value in scheduler.state_dict().items() if name != "_schedulers"}
+    saved, inner_schedulers = split_scheduler(scheduler)
     functions = {name: value for name, value in vars(scheduler).items() if _has_functions(value)}
-    inner = [_describe_scheduler(item) for item in getattr(scheduler, "_schedulers", ())]
+    inner = [_describe_scheduler(item) for item in inner_schedulers]
     return {
         "name": type(scheduler).__name__,
         **describe_value({**saved, **functions}),
-        **({"_schedulers": inner} if inner else {}),
+        **({"schedulers": inner} if inner else {}),
     }
 
 

@@ -6,7 +6,6 @@ from fractions import Fraction
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 
 def cost_groups(blocks: Sequence[nn.Module], plan_indices: Sequence[tuple[int, ...]]) -> list[int]:
@@ -37,5 +36,5 @@ def cost_groups(blocks: Sequence[nn.Module], plan_indices: Sequence[tuple[int, .
 
 def _stride(block: nn.Module) -> int:
     """By how much a block divides the area; strides lie side by side in residual branch and shortcut."""
-    strides = [layer.stride for layer in block.modules() if isinstance(layer, _ConvNd)]
+    strides = [layer.stride for layer in block.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
     return max((math.prod(stride) for stride in strides), default=1)

@@ -46,8 +46,8 @@ def fold_stochastic_depth(model: nn.Module) -> nn.Module:
 def _last_layer(block: StochasticBlock, number: int, name: str) -> Any:
     layer: Any = block.block_type.branches[number].last_layer(block)
     # A weight that is computed from others (a parametrization) would forget the factor.
-    held = {} if layer is None else {**layer._parameters, **layer._buffers}
-    if held.get("weight") is None:
+    held = [] if layer is None else [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    if "weight" not in dict(held):
         raise ValueError(
             f"every branch must end in a normalisation or linear layer with weights to fold into, model.{name} "
             f"({block.plain_class.__qualname__}) does not"
@@ -56,7 +56,11 @@ def _last_layer(block: StochasticBlock, number: int, name: str) -> Any:
 
 
 def _check_not_shared(model: nn.Module, layers: list[Any], names: dict[nn.Module, str]) -> None:
-    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    owners = Counter(
+        id(parameter)
+        for module in model.modules()
+        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    )
     uses = Counter(map(id, layers))
     for layer in layers:
         if owners[id(layer.weight)] > 1 or uses[id(layer)] > 1:

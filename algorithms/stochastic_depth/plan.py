@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from .draws import Draws, draw_blocks, draw_rows, generator
+from .torch_internals import is_in_backward
 
 StochasticMethod = Literal["block", "sample"]
 Scaling = Literal["evaluation", "training"]
@@ -186,8 +186,3 @@ class DropPlan:
     def _set_kept_rows(self, kept: np.ndarray) -> None:
         self._kept_rows = kept
         self._microbatch = slice(0, kept.shape[1])
-
-
-def is_in_backward() -> bool:
-    """Whether autograd runs this code, as it does to recompute a checkpointed forward."""
-    return torch._C._current_graph_task_id() != -1

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .plan import DropPlan
+from .torch_internals import active_ddp
 
 
 def current_rank() -> int:
@@ -50,8 +51,7 @@ def check_active_ddp() -> None:
 
     It is made around a model after stochastic depth was applied, so this is the first moment to see it.
     """
-    active = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-    if active is not None:
+    if (active := active_ddp()) is not None:
         check_ddp(active)
 
 

@@ -162,17 +162,18 @@ def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 def _activation_bytes(run: Callable[[], Tensor]) -> int:
     """Bytes per sample of what is saved for the backward pass, each storage once, parameters apart."""
-    saved: dict[int, Tensor] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
-            saved[tensor.untyped_storage()._cdata] = tensor
+            storage = tensor.untyped_storage()  # the same object for all views
+            saved[id(storage)] = storage
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = run()
     del output
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) // _NUM_SAMPLES
+    return sum(storage.nbytes() for storage in saved.values()) // _NUM_SAMPLES
 
 
 def _keep_input(inputs: dict[nn.Module, Any], module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from .draws import Draws
-from .plan import DropPlan, Scaling, StochasticMethod, is_in_backward
+from .plan import DropPlan, Scaling, StochasticMethod
 from .ranks import check_active_ddp, check_same_plan, current_rank
 from .rates import DropDistribution
 from .settings import DropUnit, Settings
 from .stochastic_block import outside_of_graphs
 from .surgery import convert, restore, stochastic_blocks
+from .torch_internals import is_in_backward, remove_forward_hooks
 
 
 def apply_stochastic_depth(
@@ -76,12 +77,7 @@ def remove_stochastic_depth(model: nn.Module) -> nn.Module:
     """
     restore(model)
     for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(hooks.items()):
-                if isinstance(hook, (_DrawBeforeForward, _CloseAfterForward)):
-                    del hooks[key]
-                    module._forward_pre_hooks_with_kwargs.pop(key, None)
-                    module._forward_hooks_always_called.pop(key, None)
+        remove_forward_hooks(module, _DrawBeforeForward, _CloseAfterForward)
     return model
 
 

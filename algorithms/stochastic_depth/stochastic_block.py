@@ -12,12 +12,14 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import BlockType, Branch, block_type_of
 from .plan import DropPlan
 from .rates import check_rate
 from .rows import add_to_rows, take_rows
+from .torch_internals import maybe_mark_dynamic
+
+_BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -151,7 +153,7 @@ class StochasticBlock(nn.Module):
         The statistics of one row of 1x1 maps do not exist. The neighbour's result is discarded, so that the
         rate stays exact.
         """
-        if len(rows) > 1 or not any(isinstance(module, _BatchNorm) for module in self.modules()):
+        if len(rows) > 1 or not any(isinstance(module, _BATCHNORM) for module in self.modules()):
             return function(rows)
         neighbour = (int(kept.argmax()) + 1) % len(kept)
         return function(torch.cat([rows, x[neighbour : neighbour + 1].detach()]))[:1]
@@ -185,7 +187,7 @@ class StochasticBlock(nn.Module):
 
 def _run_compiled(name: str, block: StochasticBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if block.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
-        torch._dynamo.maybe_mark_dynamic(x, block.block_type.batch_dim(block))
+        maybe_mark_dynamic(x, block.block_type.batch_dim(block))
     return block._compiled[name](block, x, *args, **kwargs)
 
 

@@ -103,7 +103,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "the function of a LambdaLR in a SequentialLR": (
         {"make_scheduler": sequence(steep)},
         {"make_scheduler": sequence(lambda epoch: 0.9**epoch)},
-        "schedulers.0._schedulers.1.lr_lambdas.0.function: ",
+        "schedulers.0.schedulers.1.lr_lambdas.0.function: ",
     ),
     "the collate_fn": (
         {"collate_fn": partial(collate, scale=1.0)},

@@ -13,6 +13,7 @@ from ...engine import Logger, State, Timestamp
 from .. import distributed
 from ..reproducibility import generator_states, generators_kept, set_generator_states
 from ..settings import check_same_training
+from ..torch_internals import mark_stepped
 from .file import VERSION
 from .shards import fit_to
 
@@ -85,7 +86,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
             before.append((thing, deepcopy(thing.state_dict())))
             thing.load_state_dict(saved)
         for optimizer in state.optimizers:
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # or a scheduler would say it comes too early
+            mark_stepped(optimizer)
         # Last, as it cuts off what the files of the run hold after this moment; weights that fit do not fail.
         for destination, saved in files:
             destination.load_state_dict(saved)

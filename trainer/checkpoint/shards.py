@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...engine import State
 from .. import distributed
+from ..torch_internals import storage_info
 
 _MARK = "sharded tensor"
 _FILE_NAME = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
@@ -240,7 +241,7 @@ def _load(contents: Mapping[str, Any], folder: Path, tensors: dict[str, Tensor],
 
 def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
     """Reads shards by the index in the checkpoint."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import (
         ChunkStorageMetadata,
         Metadata,
@@ -259,7 +260,7 @@ def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
             if file not in shards["files"]:
                 raise ValueError(f"a part of {name!r} must lie in a shard of the checkpoint, got {file!r}")
             chunks.append(ChunkStorageMetadata(torch.Size(begin), torch.Size(size)))
-            stored[MetadataIndex(name, begin)] = _StorageInfo(file, offset, length)
+            stored[MetadataIndex(name, begin)] = storage_info(file, offset, length)
         properties = TensorProperties(dtype=place["dtype"])
         tensors[name] = TensorStorageMetadata(properties, torch.Size(place["size"]), chunks)
 

@@ -1,6 +1,5 @@
 """Reads dataloaders so that a run can be resumed at any batch, and divides every batch among the ranks."""
 
-import copy
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from ..reproducibility import generators_kept, hashed_seeds, seed_generators
+from ..torch_internals import without_workers
 from . import batches
 from .samples import Request, Requests, rebuild
 from .sampling import READ, is_map_style, is_plain, list_batches, num_batches, own_generators, set_epoch
@@ -224,7 +224,6 @@ def _with_new_workers(dataloader: Any) -> Any:
     """A DataLoader that starts its workers anew, as persistent ones have drawn in the epoch before."""
     if not is_plain(dataloader) or dataloader.num_workers == 0:
         return dataloader
-    dataloader = copy.copy(dataloader)
-    dataloader._iterator = None
+    dataloader = without_workers(dataloader)
     dataloader.worker_init_fn = WorkerInit(dataloader.worker_init_fn)
     return dataloader

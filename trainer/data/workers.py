@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import get_worker_info
 
+from ..torch_internals import shut_down_workers, worker_processes
+
 
 class WorkerInit:
     """Makes a worker ignore the signals that end a run, as the step that they find running needs its batch."""
@@ -29,7 +31,7 @@ class WorkerInit:
 
 def tracked(iterator: Iterator[Any]) -> Iterator[Any]:
     """Make sure that workers of an iterator which is still open when python exits are ended."""
-    if getattr(iterator, "_workers", None):
+    if worker_processes(iterator):
         _open_iterators.add(iterator)
         _end_workers_at_exit()
     return iterator
@@ -37,9 +39,9 @@ def tracked(iterator: Iterator[Any]) -> Iterator[Any]:
 
 def end_workers(iterator: Any) -> None:
     """End the workers of a DataLoader's iterator, if it has any. To be killed is all they do not ignore."""
-    if getattr(iterator, "_workers", None):
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
+    if workers := worker_processes(iterator):
+        shut_down_workers(iterator)
+        for worker in workers:
             if worker.is_alive():
                 worker.kill()
 

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...engine import State
+from ..torch_internals import BatchNormBase
 from .group import explained, is_joined
 
 
@@ -22,7 +22,7 @@ def convert_batchnorm(state: State) -> None:
         ValueError: If there is no BatchNorm, one of a class with a forward pass of its own, or a rank may
             leave out a layer that another one computes and waits in. The model is then unchanged.
     """
-    layers = {name: module for name, module in state.model.named_modules() if isinstance(module, _BatchNorm)}
+    layers = {name: module for name, module in state.model.named_modules() if isinstance(module, BatchNormBase)}
     if not layers:
         raise ValueError(f"sync_batchnorm needs a model with BatchNorm to have an effect, got {state.model!r}")
     for name, layer in layers.items():
@@ -60,7 +60,8 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
         """
         if not self.training or not is_joined():
             return super().forward(input)
-        self._check_input_dim(input)
+        if input.dim() < 2:
+            raise ValueError(f"BatchNorm needs an input of at least 2 dimensions, got {input.dim()}")
         normalized, mean, variance, count = _NormalizeOverRanks.apply(input, self.eps)
         if self.track_running_stats:
             self._track(mean, variance * (count / (count - 1)))

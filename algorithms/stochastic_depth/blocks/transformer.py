@@ -17,8 +17,11 @@ def _attention(
     is_causal: bool = False,
 ) -> Tensor:
     x = block.norm1(x) if block.norm_first else x
-    masks = _as_float(src_mask, x), _as_float(src_key_padding_mask, x)
-    return block._sa_block(x, *masks, is_causal=is_causal)
+    mask, padding = _as_float(src_mask, x), _as_float(src_key_padding_mask, x)
+    attended, _ = block.self_attn(
+        x, x, x, attn_mask=mask, key_padding_mask=padding, is_causal=is_causal, need_weights=False
+    )
+    return block.dropout1(attended)
 
 
 def _as_float(mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -29,7 +32,8 @@ def _as_float(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _feed_forward(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return block._ff_block(block.norm2(x) if block.norm_first else x)
+    x = block.norm2(x) if block.norm_first else x
+    return block.dropout2(block.linear2(block.dropout(block.activation(block.linear1(x)))))
 
 
 def _select_masks(

@@ -1,0 +1,56 @@
+"""The private parts of torch that the Trainer depends on. tests/test_torch_internals.py checks each of them."""
+
+import copy
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+__all__ = [
+    "BatchNormBase",
+    "mark_stepped",
+    "shut_down_workers",
+    "split_scheduler",
+    "storage_info",
+    "without_workers",
+    "worker_processes",
+]
+
+
+def worker_processes(iterator: Iterator[Any]) -> list[BaseProcess]:
+    """The worker processes of a DataLoader's iterator; none for any other iterator."""
+    return list(getattr(iterator, "_workers", ()))
+
+
+def shut_down_workers(iterator: Any) -> None:
+    """Tell the workers of a DataLoader's iterator to exit, and wait for them a few seconds."""
+    iterator._shutdown_workers()
+
+
+def without_workers(dataloader: DataLoader[Any]) -> DataLoader[Any]:
+    """A shallow copy of a DataLoader that starts its own workers, even if `dataloader` has persistent ones."""
+    copied = copy.copy(dataloader)
+    copied._iterator = None
+    return copied
+
+
+def mark_stepped(optimizer: Optimizer) -> None:
+    """Mark an optimizer as stepped: a scheduler warns if it steps before the optimizer ever did."""
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def split_scheduler(scheduler: LRScheduler) -> tuple[dict[str, Any], list[LRScheduler]]:
+    """The state of a scheduler without those of the schedulers inside it, as a SequentialLR has some, and these."""
+    state = {name: value for name, value in scheduler.state_dict().items() if name != "_schedulers"}
+    return state, list(getattr(scheduler, "_schedulers", ()))
+
+
+def storage_info(file: str, offset: int, length: int) -> Any:
+    """Where torch.distributed.checkpoint finds a tensor: `length` bytes of `file`, from `offset` on."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    return _StorageInfo(file, offset, length)
