@@ -46,6 +46,7 @@ class State:
         eval_metrics: Results of the latest evaluation by name.
         evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
         settings: What the run was started with, as plain values.
+        is_stopped: Whether `stop_training` was called.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class State:
     eval_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_at: int = -1
     settings: dict[str, Any] = field(default_factory=dict)
+    is_stopped: bool = False
 
     @property
     def batches_per_epoch(self) -> int | None:
@@ -85,7 +87,9 @@ class State:
 
     @property
     def is_finished(self) -> bool:
-        """Whether `max_duration` is reached."""
+        """Whether `max_duration` is reached, or the training was stopped before."""
+        if self.is_stopped:
+            return True
         assert self.max_duration is not None, "only a state that trains can be asked"
         return self.timestamp.get(self.max_duration.unit) >= self.max_duration
 
@@ -93,6 +97,10 @@ class State:
     def is_at_end_of_epoch(self) -> bool:
         """Whether all batches of the running epoch are finished; False where its length is not known."""
         return self.timestamp.batch_in_epoch == self.batches_per_epoch
+
+    def stop_training(self) -> None:
+        """End the training after the current batch, with the evaluation and the events of the end of training."""
+        self.is_stopped = True
 
     def get_elapsed_duration(self) -> Time:
         """The finished fraction of the training, in ``dur``, to the batch."""

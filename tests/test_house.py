@@ -12,17 +12,18 @@ import pytest
 import etude
 
 ROOT = Path(etude.__file__).parent
-ROOMS = ("engine", "models", "datasets", "algorithms", "optim", "loggers", "trainer", "cli")
+ROOMS = ("engine", "models", "datasets", "algorithms", "optim", "callbacks", "loggers", "trainer", "cli")
 MAY_IMPORT = {
     "engine": set(),
     "models": set(),
     "datasets": set(),
     "algorithms": {"engine"},
     "optim": {"engine"},
+    "callbacks": {"engine"},
     "loggers": {"engine"},
     "trainer": {"engine", "loggers"},
     "functional": {"algorithms", "models"},
-    "cli": {"engine", "models", "datasets", "algorithms", "optim", "loggers", "trainer", "functional"},
+    "cli": {"engine", "models", "datasets", "algorithms", "optim", "callbacks", "loggers", "trainer", "functional"},
 }
 FILES = [ROOT / "functional.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
 

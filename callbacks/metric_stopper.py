@@ -1,0 +1,103 @@
+"""What both callbacks share that end training because of a metric."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..engine import Callback, Logger, State
+
+Comparison = Callable[[Any, Any], Any]
+
+_COMPARISONS: dict[str, Comparison] = {
+    "less": torch.less,
+    "lt": torch.less,
+    "greater": torch.greater,
+    "gt": torch.greater,
+}
+_LOWER_IS_BETTER = ("loss", "error", "perplexity")
+
+
+class MetricStopper(Callback):
+    """Looks at one metric after each of its evaluations and may end the training.
+
+    Args:
+        monitor: Name of the metric in ``model.get_metrics(is_train=False)``, or ``"loss"``.
+        dataloader_label: Name of the evaluation data.
+        comp: ``"less"`` (or ``"lt"``), ``"greater"`` (``"gt"``), or a function of a value and the one that it is
+            compared with, as tensors, that tells whether the first is better. By default less for names with
+            "loss", "error" or "perplexity", greater for all others.
+    """
+
+    def __init__(self, monitor: str, dataloader_label: str, comp: str | Comparison | None) -> None:
+        for name, value in (("monitor", monitor), ("dataloader_label", dataloader_label)):
+            if not isinstance(value, str) or not value:
+                raise TypeError(f"{name} must be a name, got {value!r}")
+        self.monitor = monitor
+        self.dataloader_label = dataloader_label
+        self.comp = _find_comparison(comp, monitor)
+        self._has_stopped = False
+
+    @property
+    def metric(self) -> str:
+        """The name under which the metric is logged."""
+        if self.monitor == "loss":
+            return f"loss/{self.dataloader_label}/total"
+        return f"metrics/{self.dataloader_label}/{self.monitor}"
+
+    def should_stop(self, value: float, state: State) -> bool:
+        """Whether the training is to end.
+
+        Args:
+            value: The latest value of the metric.
+            state: The state.
+        """
+        raise NotImplementedError
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Refuse a metric that there is not, and stop again where the run that is resumed has been stopped.
+
+        Raises:
+            ValueError: If there is no such metric or no such data.
+        """
+        if state.eval_dataloader is None:
+            raise ValueError(f"{type(self).__name__} needs an eval_dataloader, got None")
+        if self.dataloader_label != "eval":
+            raise ValueError(f'dataloader_label must be "eval", got {self.dataloader_label!r}')
+        known = ["loss", *_metrics_of(state.model)]
+        if self.monitor not in known:
+            raise ValueError(f"monitor must be one of {', '.join(known)}, got {self.monitor!r}")
+        if self._has_stopped:
+            state.stop_training()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Compare, and end the training if it is time."""
+        if self.should_stop(state.eval_metrics[self.metric], state):
+            self._has_stopped = True
+            state.stop_training()
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether `value` is better than `other`, as `comp` tells."""
+        return bool(self.comp(torch.tensor(value, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it has ended the training."""
+        return {"has_stopped": self._has_stopped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._has_stopped = bool(state["has_stopped"])
+
+
+def _metrics_of(model: Any) -> list[str]:
+    return list(model.get_metrics(is_train=False)) if hasattr(model, "get_metrics") else []
+
+
+def _find_comparison(comp: str | Comparison | None, monitor: str) -> Comparison:
+    if comp is None:
+        return torch.less if any(word in monitor.lower() for word in _LOWER_IS_BETTER) else torch.greater
+    if callable(comp):
+        return comp
+    if comp not in _COMPARISONS:
+        raise ValueError(f"comp must be a function or one of {', '.join(_COMPARISONS)}, got {comp!r}")
+    return _COMPARISONS[comp]

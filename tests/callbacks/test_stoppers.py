@@ -1,0 +1,216 @@
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from etude import Callback, Logger, State, Time, Trainer
+from etude.callbacks import EarlyStopper, ThresholdStopper
+from helpers.networks import LinearModel, vectors
+
+BATCHES = 6  # per epoch
+
+
+class Scripted:
+    """A metric whose value is the next of a list, by the epochs that the model has trained."""
+
+    def __init__(self, model: "ScriptedModel") -> None:
+        self.model = model
+
+    def to(self, device: torch.device) -> "Scripted":
+        return self
+
+    def reset(self) -> None: ...
+
+    def compute(self) -> float:
+        return self.model.script[int(self.model.num_batches) // BATCHES - 1]
+
+
+class ScriptedModel(LinearModel):
+    num_batches: Tensor
+
+    def __init__(self, script: Sequence[float]) -> None:
+        super().__init__()
+        self.script = script
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if self.training:
+            self.num_batches += 1
+        return super().forward(batch)
+
+    def get_metrics(self, is_train: bool) -> dict[str, Scripted]:
+        return {"score": Scripted(self)}
+
+    def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None: ...
+
+
+class Watch(Callback):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.events.append("eval")
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.events.append("end")
+
+
+class Crash(Callback):
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch == self.batch:
+            raise KeyboardInterrupt
+
+
+def make_trainer(script: Sequence[float], *callbacks: Callback, max_duration: str = "8ep", **settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = ScriptedModel(script)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(
+        model,
+        vectors(),
+        vectors(8),
+        max_duration,
+        optimizers=optimizer,
+        callbacks=callbacks,
+        progress_bar=False,
+        **settings,
+    )
+
+
+def epochs_trained(script: Sequence[float], callback: Callback) -> int:
+    trainer = make_trainer(script, callback)
+    trainer.fit()
+    trainer.close()
+    return int(trainer.state.timestamp.epoch)
+
+
+class TestEarlyStopper:
+    @pytest.mark.parametrize(
+        ("script", "settings", "epochs"),
+        [
+            ([1, 2, 3, 4, 5, 6, 7, 8], {}, 8),  # improves all the time
+            ([1, 2, 2, 2, 2, 2, 2, 2], {}, 4),  # the best is of epoch 2: one epoch more is patience, the next too long
+            ([1, 2, 2, 2, 2, 2, 2, 2], {"patience": 0}, 3),
+            ([1, 2, 2, 2, 2, 2, 2, 2], {"patience": "3ep"}, 6),
+            ([1, 2, 2, 2, 2, 2, 2, 2], {"patience": Time.from_batch(2 * BATCHES)}, 5),
+            ([1, 2, 2, 3, 3, 3, 3, 3], {}, 6),  # an improvement in time
+            ([1, 2, 2.4, 2.8, 3.2, 3.2, 3.2, 3.2], {"min_delta": 0.5, "patience": 2}, 7),
+            ([3, 2, 1, 1, 1, 1, 1, 1], {"comp": "less"}, 5),
+            ([3, 2, 1, 1, 1, 1, 1, 1], {"comp": torch.less}, 5),
+            ([3, 2, 1, 1, 1, 1, 1, 1], {"comp": lambda value, best: value < best}, 5),
+            ([3, 2, 1, 1, 1, 1, 1, 1], {"comp": "gt"}, 3),
+            ([math.nan, 1, 1, 1, 1, 1, 1, 1], {}, 4),  # NaN is no best value
+            ([1, math.nan, math.nan, 2, 3, 4, 5, 6], {}, 3),
+        ],
+    )
+    def test_training_ends_when_the_metric_has_not_improved_for_longer_than_patience(
+        self, script: Sequence[float], settings: dict[str, Any], epochs: int
+    ) -> None:
+        assert epochs_trained(script, EarlyStopper("score", **settings)) == epochs
+
+    def test_a_loss_improves_downwards_by_default(self) -> None:
+        assert EarlyStopper("loss").comp is EarlyStopper("Perplexity").comp is torch.less
+        assert EarlyStopper("accuracy").comp is torch.greater
+
+    def test_the_end_is_evaluated_once_and_announced(self) -> None:
+        watch = Watch()
+        trainer = make_trainer([2, 1, 1, 1, 1, 1, 1, 1], EarlyStopper("score"), watch, eval_interval="3ba")
+        trainer.fit()
+        trainer.close()
+        assert trainer.state.timestamp == "15ba"  # the first 3 batches after more than one epoch without improvement
+        assert trainer.state.is_stopped
+        assert watch.events == ["eval"] * 5 + ["end"]
+
+    @pytest.mark.parametrize("stop_at", [4, 12, 14, 18, 20])
+    def test_a_resumed_run_stops_where_the_unbroken_one_does(self, tmp_path: Path, stop_at: int) -> None:
+        script = [1, 2, 2, 2, 2, 2, 2, 2]
+        unbroken = make_trainer(script, EarlyStopper("score"))
+        unbroken.fit()
+        unbroken.close()
+        first = make_trainer(script, EarlyStopper("score"), Crash(stop_at), save_folder=tmp_path, save_interval="1ba")
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
+        resumed = make_trainer(
+            script, EarlyStopper("score"), save_folder=tmp_path, save_interval="1ba", autoresume=True
+        )
+        assert resumed.state.timestamp == f"{stop_at}ba"
+        resumed.fit()
+        resumed.close()
+        assert resumed.state.timestamp == unbroken.state.timestamp
+        assert resumed.state.eval_metrics == unbroken.state.eval_metrics
+        for name, tensor in unbroken.state.model.state_dict().items():
+            assert torch.equal(tensor, resumed.state.model.state_dict()[name])
+
+    def test_a_stopped_run_does_not_train_on_when_it_is_resumed(self, tmp_path: Path) -> None:
+        script = [1, 1, 1, 1, 1, 1, 1, 1]
+        first = make_trainer(script, EarlyStopper("score", patience=0), save_folder=tmp_path)
+        first.fit()
+        first.close()
+        resumed = make_trainer(script, EarlyStopper("score", patience=0), save_folder=tmp_path, autoresume=True)
+        resumed.fit()
+        resumed.close()
+        assert resumed.state.timestamp == first.state.timestamp == "2ep"
+
+
+class TestThresholdStopper:
+    @pytest.mark.parametrize(
+        ("script", "settings", "epochs"),
+        [
+            ([1, 2, 3, 4, 5, 6, 7, 8], {"threshold": 4.5}, 5),
+            ([1, 2, 3, 4, 5, 6, 7, 8], {"threshold": 9}, 8),
+            ([8, 7, 6, 5, 4, 3, 2, 1], {"threshold": 5.5, "comp": "lt"}, 4),
+            ([8, 7, 6, 5, 4, 3, 2, 1], {"threshold": 5, "comp": lambda value, threshold: value <= threshold}, 4),
+        ],
+    )
+    def test_training_ends_when_the_metric_is_better_than_the_threshold(
+        self, script: Sequence[float], settings: dict[str, Any], epochs: int
+    ) -> None:
+        assert epochs_trained(script, ThresholdStopper("score", "eval", **settings)) == epochs
+
+    def test_the_loss_can_be_monitored(self) -> None:
+        assert epochs_trained([0.0] * 8, ThresholdStopper("loss", "eval", 1e9)) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: EarlyStopper(""), TypeError, "monitor must be a name, got ''"),
+        (lambda: EarlyStopper("score", None), TypeError, "dataloader_label must be a name, got None"),  # type: ignore[arg-type]
+        (lambda: EarlyStopper("score", comp="max"), ValueError, "comp must be a function or one of less, lt, greater"),
+        (lambda: EarlyStopper("score", min_delta=-1), ValueError, "min_delta must be a finite number of at least 0"),
+        (lambda: EarlyStopper("score", patience="10min"), ValueError, 'patience must be .* "ep" or "ba", got "10min"'),
+        (lambda: EarlyStopper("score", patience=-1), ValueError, 'patience must be .* got "-1ep"'),
+        (lambda: EarlyStopper("score", patience=0.5), TypeError, "patience must be a Time or a time string"),  # type: ignore[arg-type]
+        (lambda: ThresholdStopper("score", "eval", math.nan), ValueError, "threshold must be a finite number"),
+    ],
+)
+def test_bad_arguments_are_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("stopper", "message"),
+    [
+        (EarlyStopper("accuracy"), "monitor must be one of loss, score, got 'accuracy'"),
+        (ThresholdStopper("score", "validation", 1.0), "dataloader_label must be .*, got 'validation'"),
+    ],
+)
+def test_a_metric_that_there_is_not_is_refused_before_the_first_step(stopper: Callback, message: str) -> None:
+    trainer = make_trainer([1] * 8, stopper)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit()
+    assert trainer.state.timestamp == "0ba"
+
+
+def test_a_run_without_evaluation_is_refused() -> None:
+    trainer = Trainer(LinearModel(), vectors(), None, "1ep", callbacks=EarlyStopper("loss"), progress_bar=False)
+    with pytest.raises(ValueError, match="EarlyStopper needs an eval_dataloader"):
+        trainer.fit()
