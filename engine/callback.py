@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .identity import represent
 
 if TYPE_CHECKING:
+    from .event import Event
     from .logger import Logger
     from .state import State
 
@@ -16,11 +17,15 @@ class Callback:
 
     There is one method per `Event`, named by its value, each called with the state and the logger.
     A method that is not overridden costs nothing. `close` is called once at the end, also after an
-    exception.
+    exception. A public method whose name looks like that of an event but is none (``on_batch_end``) is an error.
     """
 
     def __repr__(self) -> str:
         return represent(self)
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Call the method of `event`. If it is overridden, it is called at every event instead of them."""
+        getattr(self, event.value)(state, logger)
 
     def init(self, state: State, logger: Logger) -> None: ...
     def before_load(self, state: State, logger: Logger) -> None: ...
@@ -57,6 +62,9 @@ class Callback:
 
     def close(self, state: State, logger: Logger) -> None:
         """Release files, bars and other resources."""
+
+    def post_close(self) -> None:
+        """Called after all callbacks were closed."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback, as plain values and tensors.

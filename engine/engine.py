@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .algorithm import Algorithm
 from .callback import Callback
 from .event import Event
+from .hooks import Hook, check_hook_names, find_hook
 from .logger import Logger
+from .logger_destination import LoggerDestination
 from .passes import Pass, set_filo_order
 from .state import State
 
@@ -38,6 +41,9 @@ class Engine:
     Args:
         state: The state that they act on. Its callbacks must not change afterwards.
         logger: The logger that is passed to them.
+
+    Raises:
+        TypeError: If a callback has a method that looks like that of an event but is none.
     """
 
     def __init__(self, state: State, logger: Logger) -> None:
@@ -46,8 +52,10 @@ class Engine:
         self._passes: list[Pass] = [set_filo_order]
         self._is_initialised = False
         self._is_closed = False
-        self._listeners = (*state.callbacks, *logger.destinations)
-        self._hooks = {event: self._overridden(event.value) for event in Event}
+        self._listeners: tuple[Callback, ...] = (*state.callbacks, *logger.destinations)
+        for listener in self._listeners:
+            check_hook_names(listener)
+        self._hooks = {event: self._find_hooks(event) for event in Event}
 
     def register_pass(self, algorithm_pass: Pass) -> None:
         """Add a function that reorders, adds or removes algorithms before they run.
@@ -73,6 +81,8 @@ class Engine:
             raise RuntimeError(f"the engine is closed and runs no event, got {event.name}")
         if event is Event.INIT:
             self._check_first_init()
+        elif event is Event.AFTER_DATALOADER:
+            self.logger.begin_step()
         algorithms: Sequence[Algorithm] = [a for a in self.state.algorithms if a.match(event, self.state)]
         traces: tuple[Trace, ...] = ()
         if algorithms or len(self._passes) > 1:  # set_filo_order alone has nothing to do without algorithms
@@ -101,11 +111,16 @@ class Engine:
             return
         self._is_closed = True
         errors = []
-        for listener in self._listeners:
+        closing: list[tuple[Callback, Callable[[], None]]] = [
+            *((listener, partial(listener.close, self.state, self.logger)) for listener in self._listeners),
+            *((listener, listener.post_close) for listener in self._listeners),
+        ]
+        for listener, close in closing:
             try:
-                listener.close(self.state, self.logger)
+                close()
             except Exception as error:
-                errors.append(error)
+                if not self.logger.has_failed(listener):  # or it was logged
+                    errors.append(error)
         if errors:
             raise ExceptionGroup("callbacks failed to close", errors)
 
@@ -114,8 +129,14 @@ class Engine:
             raise RuntimeError("INIT runs once, on the raw model; it has run already")
         self._is_initialised = True
 
-    def _overridden(self, name: str) -> list[Callable[[State, Logger], None]]:
-        """The methods of this name that are overridden, so that an event without a listener calls nothing."""
-        plain = getattr(Callback, name)
-        methods = (getattr(listener, name) for listener in self._listeners)
-        return [method for method in methods if getattr(method, "__func__", method) is not plain]
+    def _find_hooks(self, event: Event) -> list[Hook]:
+        """The methods that are overridden, so that an event without a listener calls nothing."""
+        hooks: list[Hook] = []
+        for listener in self._listeners:
+            hook = find_hook(listener, event)
+            if hook is None:
+                continue
+            if isinstance(listener, LoggerDestination) and event is not Event.INIT:  # an error at INIT is raised
+                hook = partial(self.logger.call, listener, hook)
+            hooks.append(hook)
+        return hooks

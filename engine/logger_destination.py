@@ -27,5 +27,5 @@ class LoggerDestination(Callback):
         Args:
             metrics: Names and values. A value may be a zero-dimensional tensor on any device; read
                 it late, because reading it waits for the device.
-            step: Number of batches that were finished when the values were logged.
+            step: Number of the batch that the values belong to, from 1; 0 before the first one.
         """

@@ -4,7 +4,7 @@ import pytest
 
 from etude.engine import Callback, Event, LoggerDestination
 
-PLAIN = {"close", "state_dict", "load_state_dict"}
+PLAIN = {"run_event", "close", "post_close", "state_dict", "load_state_dict"}
 
 
 @pytest.mark.parametrize("cls", [Callback, LoggerDestination])
@@ -16,7 +16,7 @@ def test_every_method_takes_state_and_logger_and_does_nothing(name, cls):
 
 
 def test_there_is_no_method_without_an_event():
-    """A method that no event calls would wait for ever."""
+    """A method that no event calls would never be called."""
     methods = {name for name in vars(Callback) if not name.startswith("_")}
     assert methods - PLAIN == {event.value for event in Event}
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -205,3 +207,115 @@ class TestClose:
         engine.close()
         with pytest.raises(RuntimeError, match=f"the engine is closed and runs no event, got {event.name}$"):
             engine.run_event(event)
+
+    def test_post_close_comes_after_all_were_closed(self) -> None:
+        log: list[str] = []
+
+        class Last(Note):
+            def post_close(self) -> None:
+                log.append(f"{self.name} post_close")
+
+        engine = engine_of(callbacks=[Last("a", log), Note("b", log)], destinations=[Last("c", log)])
+        engine.close()
+        assert log == ["a closed", "b closed", "c closed", "a post_close", "c post_close"]
+
+
+class TestRunEvent:
+    def test_a_callback_that_overrides_run_event_gets_every_event_instead_of_its_methods(self) -> None:
+        log: list[Event] = []
+
+        class Listener(Callback):
+            def run_event(self, event: Event, state: State, logger: Logger) -> None:
+                log.append(event)
+
+            def batch_end(self, state: State, logger: Logger) -> None:
+                raise AssertionError("called")
+
+        engine = engine_of(callbacks=[Listener()])
+        for event in Event:
+            engine.run_event(event)
+        assert log == list(Event)
+
+    def test_it_calls_the_method_of_the_event(self) -> None:
+        log: list[str] = []
+        Note("a", log).run_event(Event.BATCH_START, State(model=nn.Identity()), None)  # type: ignore[arg-type]
+        assert log == ["a"]
+
+
+class TestNamesOfHooks:
+    @pytest.mark.parametrize(
+        ("name", "nearest"),
+        [
+            ("on_batch_end", "batch_end"),
+            ("batch_ended", "batch_end"),
+            ("end_batch", "batch_end"),
+            ("epoch_begin", "epoch_start"),
+            ("on_validation_end", "eval_end"),
+            ("after_forwards", "after_forward"),
+            ("before_batch_train", "before_train_batch"),
+            ("on_anything", "after_loading"),
+        ],
+    )
+    def test_a_method_that_looks_like_a_hook_is_refused_with_the_nearest_event(self, name: str, nearest: str) -> None:
+        listener = type("Listener", (Callback,), {name: lambda self, state, logger: None})
+        with pytest.raises(TypeError, match=rf"Listener\.{name} would never be called") as caught:
+            engine_of(callbacks=[listener()])
+        assert nearest in str(caught.value) or name == "on_anything"
+
+    @pytest.mark.parametrize(
+        "name", ["_on_batch_end", "update", "log_images", "predict_end", "iteration_start", "eval"]
+    )
+    def test_other_methods_are_free(self, name: str) -> None:
+        listener = type("Listener", (Callback,), {name: lambda self, state, logger: None})
+        engine_of(callbacks=[listener()])
+
+    def test_destinations_are_checked_too(self) -> None:
+        listener = type("Listener", (LoggerDestination,), {"batch_ended": lambda self, state, logger: None})
+        with pytest.raises(TypeError, match="did you mean batch_end"):
+            engine_of(destinations=[listener()])
+
+
+class TestDestinationThatFails:
+    class Broken(LoggerDestination):
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+            self.calls = 0
+
+        def log_metrics(self, metrics: Any, step: int) -> None:
+            self.calls += 1
+            raise self.error
+
+        def batch_start(self, state: State, logger: Logger) -> None:
+            self.calls += 1
+            raise self.error
+
+        def close(self, state: State, logger: Logger) -> None:
+            raise self.error
+
+    def test_it_is_announced_once_and_not_used_again(self, caplog: pytest.LogCaptureFixture) -> None:
+        log: list[str] = []
+        broken = self.Broken(OSError("no space left"))
+        engine = engine_of(destinations=[broken, Note("a", log)])
+        for _ in range(3):
+            engine.run_event(Event.BATCH_START)
+            engine.logger.log_metrics({"loss": 1.0})
+        engine.close()
+        assert broken.calls == 1
+        assert log == ["a", "a", "a", "a closed"]
+        assert [record.getMessage() for record in caplog.records] == [
+            "Broken failed, training continues without it: OSError: no space left"
+        ]
+
+    @pytest.mark.parametrize("error", [ValueError("bad name"), TypeError("no number")])
+    def test_a_bad_value_is_raised(self, error: Exception) -> None:
+        engine = engine_of(destinations=[self.Broken(error)])
+        with pytest.raises(type(error), match=str(error)):
+            engine.logger.log_metrics({"loss": 1.0})
+
+    def test_an_error_while_the_trainer_is_built_is_raised(self) -> None:
+        class Broken(LoggerDestination):
+            def init(self, state: State, logger: Logger) -> None:
+                raise OSError("no network")
+
+        with pytest.raises(OSError, match="no network"):
+            engine_of(destinations=[Broken()]).run_event(Event.INIT)

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
-from etude.engine import Logger, LoggerDestination, State, Timestamp
+from etude.engine import Engine, Event, Logger, LoggerDestination, State, Timestamp
 
 
 class Keep(LoggerDestination):
@@ -49,3 +50,36 @@ def test_a_plain_destination_keeps_nothing_and_takes_everything():
     destination = LoggerDestination()
     assert destination.log_metrics({"loss": 0.5}, 0) is None
     assert destination.log_hyperparameters({"lr": 0.1}) is None
+
+
+def test_from_after_dataloader_on_metrics_belong_to_the_batch_that_was_read() -> None:
+    destination = Keep()
+    state = State(model=nn.Identity())
+    logger = Logger(state, [destination])
+    engine = Engine(state, logger)
+    for event in (Event.FIT_START, Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER, Event.AFTER_TRAIN_BATCH):
+        engine.run_event(event)
+        logger.log_metrics({event.value: 0})
+    state.timestamp = state.timestamp.to_next_batch(4)
+    for event in (Event.BATCH_END, Event.BEFORE_DATALOADER, Event.EPOCH_END):
+        engine.run_event(event)
+        logger.log_metrics({event.value: 0})
+    engine.run_event(Event.AFTER_DATALOADER)
+    logger.log_metrics({"after_dataloader": 0})
+    assert [(*metrics, step) for metrics, step in destination.kept] == [
+        ("fit_start", 0),
+        ("before_dataloader", 0),
+        ("after_dataloader", 1),
+        ("after_train_batch", 1),
+        ("batch_end", 1),
+        ("before_dataloader", 1),
+        ("epoch_end", 1),
+        ("after_dataloader", 2),
+    ]
+
+
+def test_a_metric_with_more_than_one_element_is_refused_by_name() -> None:
+    destination = Keep()
+    with pytest.raises(ValueError, match=r"a metric must be a number, 'matrix' is a tensor of shape \(2, 2\)"):
+        Logger(State(model=nn.Identity()), [destination]).log_metrics({"matrix": torch.zeros(2, 2)})
+    assert destination.kept == []
