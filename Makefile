@@ -2,13 +2,14 @@
 # make test       installs into .venv and runs the tests but for the slow ones
 # make test-slow  runs the slow ones
 # make coverage   runs the tests but for the slow ones, and prints which lines and branches they miss
+# make matrix     runs them on every supported Python that is found, with the lowest and the newest torch
 # make lint       checks style and types, the types on the package as users install it
 # make bench      measures, see docs/benchmarks.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow coverage lint bench clean
+.PHONY: train test test-slow coverage matrix lint bench clean
 
 train: .venv/cli
 	$(BIN)/etude train
@@ -21,6 +22,9 @@ test-slow: .venv/test
 
 coverage: .venv/test
 	$(BIN)/pytest -n auto --dist loadgroup -m "not slow" --cov=etude --cov-branch --cov-report=term-missing:skip-covered
+
+matrix:
+	.ci/matrix
 
 lint: .venv/lint
 	$(BIN)/ruff check .

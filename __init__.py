@@ -6,6 +6,8 @@ The names below are loaded when they are first used, so that ``import etude`` co
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from etude.engine import (
         Algorithm,

@@ -117,6 +117,7 @@ def test_a_wheel_contains_every_module_and_nothing_else(tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"etude-{etude.__version__}-py3-none-any.whl"
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
     modules = {f"etude/{path.relative_to(ROOT).as_posix()}" for path in FILES + sorted(ROOT.glob("*.py"))}
     cards = {f"etude/algorithms/{path.parent.name}/README.md" for path in (ROOT / "algorithms").glob("*/README.md")}
