@@ -54,7 +54,7 @@ def step_in_units(model: nn.Module, x: Tensor, y: Tensor, traffic: Traffic) -> C
         for b in cf.stochastic_blocks(model)
         for unit in b.gradient_units()
     ]
-    synchronizer = GradientSynchronizer(model.parameters(), units)
+    synchronizer = GradientSynchronizer(model, lambda: units)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     reduce = dist.all_reduce
 

@@ -1,6 +1,6 @@
 """What a training run is made of at this moment: data for algorithms and callbacks to read and change."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,17 +36,21 @@ class State:
         world_size: Number of processes that train together.
         timestamp: What is finished.
         batch: The batch or microbatch at hand, on the device.
+        batch_fingerprint: A hash, below 2**32, of which samples the batch holds over all ranks; 0 if not known.
         batch_num_samples: Rows of the whole batch of this step, on this rank.
         global_batch_num_samples: The same over all ranks.
         microbatch_start: Row of the batch at which the microbatch at hand begins.
         microbatch_num_samples: Rows of the microbatch at hand.
         outputs: What the model made of `batch`.
         loss: The loss of `outputs`, before it is scaled for accumulation.
-        num_nonfinite_steps: How many steps in a row were left out, as their loss was NaN or infinite.
+        num_nonfinite_steps: How many steps in a row were skipped because loss or gradients were not finite; up to
+            the latest step after `settle`.
         eval_metrics: Results of the latest evaluation by name.
         evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
         settings: What the run was started with, as plain values.
         is_stopped: Whether `stop_training` was called.
+        settle: Waits until it is known whether the latest step was finite, and raises if it was not and must not be
+            skipped. What saves or judges the weights calls it first.
     """
 
     model: nn.Module
@@ -65,6 +69,7 @@ class State:
     world_size: int = 1
     timestamp: Timestamp = field(default_factory=Timestamp)
     batch: Any = None
+    batch_fingerprint: int = 0
     batch_num_samples: int = 0
     global_batch_num_samples: int = 0
     microbatch_start: int = 0
@@ -76,6 +81,7 @@ class State:
     evaluated_at: int = -1
     settings: dict[str, Any] = field(default_factory=dict)
     is_stopped: bool = False
+    settle: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
     def batches_per_epoch(self) -> int | None:

@@ -13,6 +13,7 @@ from .checks import check_loss
 from .data.batches import read_batches
 from .data.reader import EpochReader
 from .precision import Precision, autocast
+from .weights import check_same_weights
 
 
 def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
@@ -23,14 +24,16 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
     Args:
         engine: Told of every event.
         reader: Of the evaluation data.
-        precision: Number format of the forward pass.
+        precision: Dtype of the forward pass.
 
     Raises:
         ValueError: If there is no batch.
-        TypeError: If there are several ranks, and a metric does not know how to add up over them.
+        TypeError: If there are several ranks and a metric is no torchmetrics one, which could be reduced over them.
+        RuntimeError: If the weights differ between ranks that hold copies of them.
     """
     state, run_event = engine.state, engine.run_event
     model: Any = state.model
+    check_same_weights(model, state.timestamp.batch)
     metrics = _metrics(model, state.device)
     distributed.copy_from_rank_zero(model.buffers())  # each rank's BatchNorm has seen its own rows
     loss, count = torch.zeros((), device=state.device), 0
@@ -52,7 +55,7 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
             raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
         total, samples = distributed.sum_over_ranks([float(loss), count])
         results = {f"metrics/eval/{name}": float(metric.compute()) for name, metric in metrics.items()}
-        # All ranks decide by these numbers, so that the last bit must be the same.
+        # Ranks act on these numbers, so they must be the same to the last bit.
         state.eval_metrics = distributed.from_rank_zero({"loss/eval/total": total / samples, **results})
         state.evaluated_at = state.timestamp.batch.value
         engine.logger.log_metrics(state.eval_metrics)
@@ -63,7 +66,7 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
 def _metrics(model: Any, device: torch.device) -> dict[str, Any]:
     metrics = model.get_metrics(is_train=False) if hasattr(model, "get_metrics") else {}
     if metrics and distributed.world_size() > 1:
-        from torchmetrics import Metric  # it takes seconds, and who has no metrics does not need it
+        from torchmetrics import Metric  # takes seconds to import
 
         for name, metric in metrics.items():
             if not isinstance(metric, Metric):

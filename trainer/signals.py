@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop: the running step is finished and saved first."""
+"""Treat SIGTERM and SIGINT as a request to stop: the running step is finished and saved first."""
 
 import signal
 import threading
@@ -7,10 +7,9 @@ from typing import Any
 
 
 class TrainingInterrupted(SystemExit):
-    """Training was stopped by a signal, after the running step was finished and saved.
+    """Training was stopped by a signal, after a checkpoint was saved.
 
-    If nobody catches it, the process ends with the code 128 + number of the signal, as shells have it:
-    143 for SIGTERM, 130 for SIGINT.
+    The exit code of an uncaught one is 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -22,9 +21,9 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalListener:
-    """Within the context, takes note of the first SIGTERM or SIGINT; a second one acts as without it.
+    """A context that records the first SIGTERM or SIGINT in `received`; a second one has its usual effect.
 
-    Handlers are only a main thread's business: in any other the context does nothing.
+    Outside of the main thread, which alone may set signal handlers, the context does nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -36,17 +35,17 @@ class SignalListener:
     def __enter__(self) -> "SignalListener":
         self.received = 0
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._take_note) for number in self.SIGNALS}
+            self._handlers = {number: signal.signal(number, self._record) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._put_back()
+        self._restore_handlers()
 
-    def _take_note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._put_back()
+        self._restore_handlers()
 
-    def _put_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -2,48 +2,45 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..engine import Engine, Event
+from ..engine import Engine, Event, State, Timestamp
 from . import distributed
 from .checks import check_loss
 from .data import batches
+from .distributed.declarations import skippable_modules
 from .distributed.parallelism import Synchronizer
+from .flags import StepFlags, flag_step, flag_step_over_ranks
 from .precision import Precision, autocast
 from .snapshot import Snapshot
+from .update import can_hold_back, gradients, remove_state, step_unless
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What all ranks know about a step before its update."""
-
-    loss: Tensor
-    is_out_of_memory: bool = False
-    is_interrupted: bool = False
-
-
 class TrainStep:
-    """Makes one optimizer step of the batch in the engine's state, with all events on the way.
+    """Makes one optimizer step with the batch in the engine's state, with all events on the way.
 
-    The ranks tell each other once per step how it went, before the update: what one of them has met is
-    then dealt with by all.
+    Whether loss and gradients are finite on all ranks is decided on the device and holds back the update there.
+    The host reads it one step later, just before the update of the next step, or earlier in `settle`. Where an
+    optimizer cannot be held back on the device, the host reads it before the update of the step itself.
 
     Args:
-        engine: Told of every event.
-        precision: Number format of the forward pass.
+        engine: Runs the events.
+        precision: Dtype of the forward pass.
         halve_microbatches: Whether to repeat a step that ran out of memory in microbatches of half the size.
-        max_nonfinite_steps: How many steps in a row may be left out because their loss was NaN or
-            infinite; one more is an error.
+        max_nonfinite_steps: How many steps in a row may be skipped because loss or gradients were not
+            finite; one more is an error.
         step_schedulers: Whether schedulers step with the optimizers.
-        synchronizer: Averages the gradients over ranks; None in a process that is alone.
+        synchronizer: Averages the gradients over ranks; None in a single process.
     """
 
     def __init__(
@@ -63,6 +60,10 @@ class TrainStep:
         self._max_nonfinite_steps = max_nonfinite_steps
         self._does_step_schedulers = step_schedulers
         self._synchronizer = synchronizer
+        self._pending: _Pending | None = None
+        self._is_interrupted = False
+        self._state.settle = self.settle
+        self._warn_of_waits()
 
     def __call__(self, is_interrupted: Callable[[], bool]) -> bool:
         """Make the step.
@@ -71,167 +72,147 @@ class TrainStep:
             is_interrupted: Whether this process has been asked to stop.
 
         Returns:
-            Whether any rank has been asked to stop.
+            Whether any rank has been asked to stop; of the other ranks it is known one step later.
 
         Raises:
-            FloatingPointError: If the loss of too many steps was NaN or infinite. Parameters and
-                optimizers are as they were before the step.
+            FloatingPointError: If loss or gradients of too many steps were not finite. Parameters, buffers,
+                optimizers, schedulers and the timestamp are as they were before the last of these steps.
             RankLostError: If another rank does not answer.
         """
         state, run_event = self._state, self._engine.run_event
         run_event(Event.BATCH_START)
         run_event(Event.BEFORE_TRAIN_BATCH)
-        outcome = self._train_or_repeat(is_interrupted)
+        step = self._compute_gradients(is_interrupted)
+        self.settle()  # the step before
+        can_wait = self._can_hold_back()
+        if not can_wait:
+            self._settle_now(step)
+        was_interrupted = self._is_interrupted
         self._unscale_gradients()
         run_event(Event.AFTER_TRAIN_BATCH)
-        self._step_optimizers()
+        if can_wait:
+            self._update_unless_nonfinite(step)
+        else:
+            self._step_optimizers()
         lr = state.optimizers[0].param_groups[0]["lr"]
         lr = lr.clone() if isinstance(lr, Tensor) else lr  # a scheduler changes a tensor in place
         if self._does_step_schedulers:
             self.step_schedulers()
+        if self._synchronizer is not None:
+            self._synchronizer.end_step()
         state.timestamp = state.timestamp.to_next_batch(state.global_batch_num_samples)
-        metrics = {"epoch": state.timestamp.epoch.value, "loss/train/total": outcome.loss, "lr": lr}
+        metrics = {"epoch": state.timestamp.epoch.value, "loss/train/total": step.flags.loss, "lr": lr}
         self._engine.logger.log_metrics(metrics)
         run_event(Event.BATCH_END)
-        return outcome.is_interrupted
+        return is_interrupted() if state.world_size == 1 else was_interrupted
 
-    def close(self) -> None:
-        """Let go of the model."""
-        if self._synchronizer is not None:
-            self._synchronizer.close()
+    def settle(self) -> None:
+        """Wait until it is known whether the latest step was finite, unless it is known already.
 
-    def step_schedulers(self) -> None:
-        """Let every learning rate scheduler make a step."""
-        for scheduler in self._state.schedulers:
-            scheduler.step()
-
-    def _train_or_repeat(self, is_interrupted: Callable[[], bool]) -> _Outcome:
-        """Compute the gradients of the step, in smaller microbatches as long as memory runs out."""
-        state = self._state
-        may_repeat = self._halve_microbatches or self._max_nonfinite_steps > 0
-        snapshot = Snapshot(state.model, state.device) if may_repeat else None
-        while True:
-            if self._synchronizer is not None:
-                self._synchronizer.begin_step()
-            state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
-            outcome = self._agree(self._try_microbatches(), is_interrupted())
-            if outcome.is_out_of_memory:
-                assert snapshot is not None
-                snapshot.restore()
-                self._halve()
-                continue
-            if self._synchronizer is not None:
-                self._synchronizer.finish()
-            self._check_finite(outcome.loss, snapshot)
-            return outcome
-
-    def _try_microbatches(self) -> Tensor | None:
-        """The mean loss of this rank's rows; None where memory ran out and the step may be repeated."""
-        if not self._halve_microbatches:
-            return self._train_microbatches()
-        batch = self._state.batch
+        Raises:
+            FloatingPointError: As in a step.
+            RuntimeError: If ranks differed in what they must have alike.
+        """
+        step, self._pending = self._pending, None
+        if step is None:
+            return
+        known = step.flags.read()
+        self._is_interrupted |= known.is_interrupted
         try:
-            return self._train_microbatches()
-        except torch.OutOfMemoryError:
-            if (self._state.device_train_microbatch_size or self._state.batch_num_samples) == 1:
-                raise
-        # Outside of the handler, as the error holds on to the tensors of the failed pass.
-        self._state.batch, self._state.outputs, self._state.loss = batch, None, None
-        self._state.model.zero_grad(set_to_none=True)
-        if self._state.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
-
-    def _train_microbatches(self) -> Tensor:
-        """Run forward and backward; the returned loss is the mean over this rank's rows."""
-        state = self._state
-        batch, size, whole = state.batch, state.device_train_microbatch_size, state.batch_num_samples
-        # The ranks' gradients are averaged, so a rank with more rows than the mean counts for more.
-        weight = whole * state.world_size / state.global_batch_num_samples
-        if size is None or size >= whole:
-            state.microbatch_start, state.microbatch_num_samples = 0, whole
-            self._begin_last_backward()
-            return self._train_microbatch(batch, share=weight)
-        total = torch.zeros((), device=state.device)
-        for start, microbatch in zip(range(0, whole, size), batches.split(batch, size), strict=True):
-            state.microbatch_start = start
-            state.microbatch_num_samples = min(size, whole - start)
-            if start + size >= whole:
-                self._begin_last_backward()
-            share = state.microbatch_num_samples / whole
-            total += share * self._train_microbatch(microbatch, share * weight)
-        state.batch = batch
-        return total
-
-    def _begin_last_backward(self) -> None:
-        # A step that may be repeated sends nothing before all ranks know that it need not be.
-        if self._synchronizer is not None and not self._halve_microbatches:
-            self._synchronizer.begin_last_backward()
-
-    def _train_microbatch(self, microbatch: Any, share: float) -> Tensor:
-        state, run_event = self._state, self._engine.run_event
-        model: Any = state.model
-        state.batch = microbatch
-        with autocast(self._precision, state.device):
-            run_event(Event.BEFORE_FORWARD)
-            state.outputs = model(state.batch)
-            run_event(Event.AFTER_FORWARD)
-            run_event(Event.BEFORE_LOSS)
-            state.loss = check_loss(model.loss(state.outputs, state.batch))
-            run_event(Event.AFTER_LOSS)
-        run_event(Event.BEFORE_BACKWARD)
-        loss = state.loss if share == 1.0 else state.loss * share
-        state.scaler.scale(loss).backward()
-        run_event(Event.AFTER_BACKWARD)
-        return state.loss.detach()
-
-    def _agree(self, loss: Tensor | None, is_interrupted: bool) -> _Outcome:
-        """Tell the other ranks how the step went, and hear how it went there."""
-        state = self._state
-        if state.world_size == 1:
-            return _Outcome(torch.tensor(math.nan) if loss is None else loss, loss is None, is_interrupted)
-        share = state.batch_num_samples / state.global_batch_num_samples
-        own = [0.0 if loss is None else float(loss) * share, loss is None, is_interrupted]
-        prints = [0.0] * state.world_size
-        if self._synchronizer is not None and loss is not None:
-            prints[state.rank] = self._synchronizer.fingerprint()
-        mean, num_out_of_memory, num_interrupted, *prints = distributed.sum_over_ranks([*own, *prints])
-        if not num_out_of_memory and len(set(prints)) > 1:
-            others = [rank for rank, value in enumerate(prints) if value != prints[0]]
-            raise RuntimeError(
-                f"all ranks must use the same parameters in a step, but those of ranks {others} with gradients are not "
-                f"those of rank 0 in step {state.timestamp.batch}; a model with branches of its own that differ over "
-                "ranks needs find_unused_parameters=True"
-            )
-        return _Outcome(torch.tensor(mean), num_out_of_memory > 0, num_interrupted > 0)
-
-    def _halve(self) -> None:
-        """Go on in microbatches of half the size."""
-        state = self._state
-        largest = -(-state.global_batch_num_samples // state.world_size)  # the same on all ranks
-        size = state.device_train_microbatch_size or largest
-        state.device_train_microbatch_size = max(1, -(-min(size, largest) // 2))
-        if state.rank == 0:
-            size = state.device_train_microbatch_size
-            _log.warning("out of memory: the step is repeated with device_train_microbatch_size=%d", size)
-
-    def _check_finite(self, loss: Tensor, snapshot: Snapshot | None) -> None:
-        """Leave out the update of a step whose loss is NaN or infinite, as long as that is allowed."""
-        if math.isfinite(loss.item()):
+            known.check_same(step.timestamp.batch)
+        except RuntimeError:
+            step.undo(self._state)
+            raise
+        if not known.is_nonfinite:
             self._state.num_nonfinite_steps = 0
             return
         self._state.num_nonfinite_steps += 1
-        self._state.model.zero_grad(set_to_none=True)
-        step = self._state.timestamp.batch
-        if snapshot is not None:
-            snapshot.restore_buffers()
         if self._state.num_nonfinite_steps > self._max_nonfinite_steps:
+            step.undo(self._state)
             raise FloatingPointError(
-                f"the loss of step {step} is {loss.item()}, and max_nonfinite_steps={self._max_nonfinite_steps} allows "
-                f"for no more such steps in a row; parameters and optimizers are as they were before the step"
+                f"{step.what_is_nonfinite()}, and max_nonfinite_steps={self._max_nonfinite_steps} allows no more such "
+                "steps in a row; parameters and optimizers are as they were before the step"
             )
+        step.skip()
         if self._state.rank == 0:
-            _log.warning("the loss of step %d is %s: the step is left out", step, loss.item())
+            _log.warning("%s: the step is skipped", step.what_is_nonfinite())
+
+    def step_schedulers(self) -> None:
+        """Step every learning rate scheduler."""
+        for scheduler in self._state.schedulers:
+            scheduler.step()
+
+    def close(self) -> None:
+        """Remove what was attached to the model."""
+        if self._synchronizer is not None:
+            self._synchronizer.close()
+
+    def _warn_of_waits(self) -> None:
+        state = self._state
+        waiting = [type(optimizer).__name__ for optimizer in state.optimizers if not can_hold_back(optimizer)]
+        if state.device.type == "cpu" or state.rank != 0 or not (waiting or state.scaler.is_enabled()):
+            return
+        _log.warning(
+            "each step waits for the device before its update: %s; SGD, Adam, AdamW and Adagrad with fused=True do not",
+            "the loss scaler" if state.scaler.is_enabled() else f"{waiting[0]} cannot skip an update on the device",
+        )
+
+    def _compute_gradients(self, is_interrupted: Callable[[], bool]) -> "_Pending":
+        """Compute the averaged gradients of the step, in smaller microbatches as long as memory runs out."""
+        state, synchronizer = self._state, self._synchronizer
+        snapshot = Snapshot(state.model, state.device if self._halve_microbatches else None)
+        while True:
+            if synchronizer is not None:
+                synchronizer.begin_step()
+            state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
+            loss = self._try_microbatches()
+            is_out_of_memory = loss is None
+            if self._halve_microbatches and state.world_size > 1:
+                is_out_of_memory = distributed.sum_over_ranks([is_out_of_memory])[0] > 0
+            if loss is not None and not is_out_of_memory:
+                break
+            snapshot.restore()
+            self._halve()
+        if synchronizer is not None and self._halve_microbatches:
+            synchronizer.finish()
+        flags = self._flag(loss, is_interrupted)
+        if synchronizer is not None and synchronizer.has_changed:
+            flags.read().check_same(state.timestamp.batch)
+            synchronizer.adopt_changes()
+        return _Pending(flags, snapshot, state.timestamp)
+
+    def _flag(self, loss: Tensor, is_interrupted: Callable[[], bool]) -> StepFlags:
+        state = self._state
+        # The loss scaler looks after the gradients of fp16, which may overflow.
+        used = [] if state.scaler.is_enabled() else gradients(state.optimizers)
+        if self._synchronizer is None:
+            return flag_step(loss, used)
+        return flag_step_over_ranks(
+            loss,
+            used,
+            share=state.batch_num_samples / state.global_batch_num_samples,
+            is_interrupted=is_interrupted(),
+            fingerprints=[*self._synchronizer.fingerprints(), state.batch_fingerprint],
+        )
+
+    def _can_hold_back(self) -> bool:
+        return not self._state.scaler.is_enabled() and all(map(can_hold_back, self._state.optimizers))
+
+    def _settle_now(self, step: "_Pending") -> None:
+        """Wait for the flags of a step before its update; a step that is not finite loses its gradients."""
+        self._pending = step
+        self.settle()
+        if self._state.num_nonfinite_steps > 0:
+            self._state.model.zero_grad(set_to_none=True)
+
+    def _update_unless_nonfinite(self, step: "_Pending") -> None:
+        """Let the device apply the update or hold it back."""
+        if self._does_step_schedulers:
+            step.schedules = list(_copy_schedules(self._state))
+        step.created = step_unless(step.flags.found_nonfinite, self._state.optimizers)
+        self._pending = step
+        if self._max_nonfinite_steps > 0 and not step.restore_buffers_if_nonfinite():
+            self.settle()
 
     def _unscale_gradients(self) -> None:
         if self._state.scaler.is_enabled():
@@ -249,6 +230,163 @@ class TrainStep:
         if had_gradient:
             scaler.update()
 
+    def _try_microbatches(self) -> Tensor | None:
+        """The mean loss over this rank's rows; None where memory ran out and the step may be repeated."""
+        if not self._halve_microbatches:
+            return self._train_microbatches()
+        batch = self._state.batch
+        try:
+            return self._train_microbatches()
+        except torch.OutOfMemoryError:
+            if (self._state.device_train_microbatch_size or self._state.batch_num_samples) == 1:
+                raise
+        # Outside of the handler, as the error holds references to the tensors of the failed pass.
+        self._state.batch, self._state.outputs, self._state.loss = batch, None, None
+        self._state.model.zero_grad(set_to_none=True)
+        if self._state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _train_microbatches(self) -> Tensor:
+        """Run forward and backward; the returned loss is the mean over this rank's rows."""
+        state = self._state
+        batch, size, num_rows = state.batch, state.device_train_microbatch_size, state.batch_num_samples
+        # The ranks' gradients are averaged, so a rank with more rows than the mean counts for more.
+        weight = num_rows * state.world_size / state.global_batch_num_samples
+        if size is None or size >= num_rows:
+            state.microbatch_start, state.microbatch_num_samples = 0, num_rows
+            return self._train_microbatch(batch, weight, is_last=True)
+        total = torch.zeros((), device=state.device)
+        for start, microbatch in zip(range(0, num_rows, size), batches.split(batch, size), strict=True):
+            state.microbatch_start = start
+            state.microbatch_num_samples = min(size, num_rows - start)
+            share = state.microbatch_num_samples / num_rows
+            total += share * self._train_microbatch(microbatch, share * weight, is_last=start + size >= num_rows)
+        state.batch = batch
+        return total
+
+    def _train_microbatch(self, microbatch: Any, share: float, *, is_last: bool) -> Tensor:
+        state, run_event = self._state, self._engine.run_event
+        model: Any = state.model
+        state.batch = microbatch
+        with autocast(self._precision, state.device):
+            run_event(Event.BEFORE_FORWARD)
+            state.outputs = model(state.batch)
+            run_event(Event.AFTER_FORWARD)
+            run_event(Event.BEFORE_LOSS)
+            state.loss = check_loss(model.loss(state.outputs, state.batch))
+            run_event(Event.AFTER_LOSS)
+        run_event(Event.BEFORE_BACKWARD)
+        loss = state.loss if share == 1.0 else state.loss * share
+        # A step that may be repeated sends nothing before all ranks know that it need not be.
+        averages = is_last and self._synchronizer is not None and not self._halve_microbatches
+        self._backward(loss, averages)
+        with self._gradients_guarded(averages):
+            run_event(Event.AFTER_BACKWARD)
+        return state.loss.detach()
+
+    def _backward(self, loss: Tensor, averages: bool) -> None:
+        """Run the backward pass; the gradients of the last one of a step are averaged over the ranks."""
+        if averages:
+            assert self._synchronizer is not None, "only several ranks average"
+            self._synchronizer.begin_last_backward()
+        if loss.requires_grad:
+            self._state.scaler.scale(loss).backward()
+        elif not _may_skip_all(self._state):
+            raise RuntimeError(
+                "the loss must depend on a parameter that requires a gradient, got one that depends on none"
+            )
+        if averages:
+            assert self._synchronizer is not None, "only several ranks average"
+            self._synchronizer.finish()
+
+    def _gradients_guarded(self, are_averaged: bool) -> AbstractContextManager[None]:
+        """What is changed at AFTER_BACKWARD before gradients are averaged would be another thing on each rank."""
+        synchronizer = self._synchronizer
+        if synchronizer is None or (are_averaged and not synchronizer.has_changed):
+            return nullcontext()
+        return synchronizer.refuse_edits()
+
+    def _halve(self) -> None:
+        """Halve the size of microbatches."""
+        state = self._state
+        largest = -(-state.global_batch_num_samples // state.world_size)  # the same on all ranks
+        size = state.device_train_microbatch_size or largest
+        state.device_train_microbatch_size = max(1, -(-min(size, largest) // 2))
+        if state.rank == 0:
+            size = state.device_train_microbatch_size
+            _log.warning("out of memory: the step is repeated with device_train_microbatch_size=%d", size)
+
+
+@dataclass
+class _Pending:
+    """A step whose flags the host does not know yet, and what it takes to undo it.
+
+    Args:
+        flags: On the device.
+        snapshot: Buffers before the step.
+        timestamp: Before the step.
+        are_buffers_restored: Whether the device restores the buffers where the flag is set.
+        created: Optimizer states that the step created.
+        schedules: Schedulers and optimizers with their settings before the step.
+    """
+
+    flags: StepFlags
+    snapshot: Snapshot
+    timestamp: Timestamp
+    are_buffers_restored: bool = False
+    created: Sequence[tuple[Optimizer, nn.Parameter]] = ()
+    schedules: Sequence[tuple[Any, Any]] = ()
+
+    def restore_buffers_if_nonfinite(self) -> bool:
+        """Restore the buffers on the device; False where that takes the host."""
+        self.are_buffers_restored = self.snapshot.restore_buffers_where(self.flags.found_nonfinite)
+        return self.are_buffers_restored
+
+    def skip(self) -> None:
+        """Remove what the step left behind, except for the update, which was not applied."""
+        remove_state(self.created)
+        if not self.are_buffers_restored:
+            self.snapshot.restore_buffers()
+
+    def undo(self, state: State) -> None:
+        """Take the run back to the moment before the step."""
+        remove_state(self.created)
+        self.snapshot.restore_buffers()
+        state.model.zero_grad(set_to_none=True)
+        for thing, saved in self.schedules:
+            if isinstance(thing, Optimizer):
+                for group, settings in zip(thing.param_groups, saved, strict=True):
+                    group.update(settings)
+            else:
+                thing.load_state_dict(saved)
+        state.timestamp = self.timestamp
+
+    def what_is_nonfinite(self) -> str:
+        """For a message: the loss, or the gradients. Waits for the device."""
+        loss = self.flags.loss.item()
+        if math.isfinite(loss):
+            return f"the gradients of step {self.timestamp.batch} are not finite, at a loss of {loss:g}"
+        return f"the loss of step {self.timestamp.batch} is {loss}"
+
+
+def _copy_schedules(state: State) -> Iterator[tuple[Any, Any]]:
+    """What the schedulers change, in the order in which it is given back."""
+    for scheduler in state.schedulers:
+        yield scheduler, deepcopy(scheduler.state_dict())
+    for optimizer in state.optimizers if state.schedulers else ():
+        groups = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        yield optimizer, deepcopy(groups)
+
 
 def _has_gradient(optimizer: Optimizer) -> bool:
     return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _may_skip_all(state: State) -> bool:
+    """Whether a step may leave every parameter without a gradient, as where all blocks that train are dropped."""
+    has_trainable = any(parameter.requires_grad for parameter in state.model.parameters())
+    may_skip = any(algorithm.find_unused_parameters for algorithm in state.algorithms)
+    return has_trainable and (may_skip or bool(skippable_modules(state.model)))

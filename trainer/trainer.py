@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a model and evaluates it, and lets algorithms and callbacks act at every `Event`.
+    """Trains and evaluates a model, and lets algorithms and callbacks act at every `Event`.
 
     The model is any ``nn.Module`` with ``forward(batch)`` and ``loss(outputs, batch)``, the mean over
     the batch. Evaluation metrics are optional: ``get_metrics(is_train)`` gives torchmetrics objects
@@ -80,12 +80,9 @@ class Trainer:
         load_path: A checkpoint, or a folder of them, to resume from.
         load_weights_only: Take only the weights from `load_path`, for a new training.
         autoresume: Resume from the newest good checkpoint in `save_folder` where there is one.
-        max_nonfinite_steps: How many steps in a row may be left out because their loss was NaN or
-            infinite; one more is an error. By default the first one is.
-        parallelism: Under torchrun, ``"ddp"`` keeps a copy of the model on every rank; ``"fsdp"`` shards
-            parameters, gradients and the states of optimizers, for models that do not fit.
-        find_unused_parameters: Whether ranks may use different parameters in a step, as a model with random or
-            data-dependent branches of its own does. Algorithms say so themselves.
+        max_nonfinite_steps: How many steps in a row may be skipped as loss or gradients were not finite.
+        parallelism: Under torchrun, ``"ddp"`` copies the model to every rank; ``"fsdp"`` shards it and its optimizers.
+        find_unused_parameters: Whether ranks may use different parameters, as in data-dependent branches of a model.
         sync_batchnorm: Let BatchNorm see the rows of all ranks.
         dist_timeout: Seconds after which a rank that does not answer is given up; more than a save takes.
 
@@ -239,7 +236,7 @@ class Trainer:
         Raises:
             ValueError: If there is no data to train on, or a batch is not what the model takes.
             RuntimeError: If the Trainer is closed, or has reached `max_duration` already.
-            FloatingPointError: If the loss of too many steps was NaN or infinite.
+            FloatingPointError: If loss or gradients of too many steps in a row were not finite.
             TrainingInterrupted: If SIGTERM or SIGINT came on any rank, and there are checkpoints to save;
                 a SystemExit with the code 128 + number of the signal.
             RankLostError: If another rank does not answer.
@@ -294,6 +291,7 @@ class Trainer:
         self._loaded = None
         while not state.is_finished or state.is_at_end_of_epoch:
             self._train_epoch(listener)
+        self._step.settle()
         if self._eval_reader is not None and state.evaluated_at != state.timestamp.batch:
             self._evaluate()
         run_event(Event.FIT_END)
@@ -322,6 +320,7 @@ class Trainer:
             raise ValueError("train_dataloader must yield at least one batch per epoch, it yielded none")
         if not exhausted:
             return
+        self._step.settle()
         state.timestamp = state.timestamp.to_next_epoch()
         if not self._step_schedulers_every_batch:
             self._step.step_schedulers()
@@ -334,6 +333,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         assert self._eval_reader is not None, "only due where there is data"
+        self._step.settle()
         evaluate(self.engine, self._eval_reader, self._precision)
 
     def _is_due(self, unit: TimeUnit) -> bool:

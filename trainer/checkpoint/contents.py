@@ -14,6 +14,7 @@ from .. import distributed
 from ..reproducibility import generator_states, generators_kept, set_generator_states
 from ..settings import check_same_training
 from ..torch_internals import mark_stepped
+from ..weights import check_weights
 from .file import VERSION
 from .shards import fit_to
 
@@ -23,7 +24,13 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
 
     All ranks must call it together, as the algorithms and generators of each are in it; all else is that
     of rank 0.
+
+    Raises:
+        FloatingPointError: If the latest step or the weights are not finite.
+        RuntimeError: If the weights differ between ranks that hold copies of them.
     """
+    state.settle()
+    check_weights(state.model, state.timestamp.batch)
     return {
         "version": VERSION,
         "settings": state.settings,

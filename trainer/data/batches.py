@@ -43,7 +43,7 @@ def read_batches(engine: Engine, reader: EpochReader, before: Event, after: Even
             batch, num_global = next(iterator, (None, 0))
             if num_global == 0:
                 return
-            state.global_batch_num_samples = num_global
+            state.global_batch_num_samples, state.batch_fingerprint = num_global, reader.batch_digest
             num_local = state.batch_num_samples = num_global if state.world_size == 1 else num_samples(batch)
             state.batch = batch = move(batch, state.device)
             engine.run_event(after)

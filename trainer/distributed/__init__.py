@@ -1,16 +1,16 @@
-"""The processes that train together: their process group, their gradients, their BatchNorm."""
+"""Training on several processes: process group, gradients, sharding, BatchNorm."""
 
 from .group import (
     RankLostError,
     all_or_none,
     copy_from_rank_zero,
-    explained,
     from_rank_zero,
     gather,
-    is_joined,
+    is_initialized,
     join_process_group,
     rank,
     sum_over_ranks,
+    translate_errors,
     world_size,
 )
 
@@ -18,12 +18,12 @@ __all__ = [
     "RankLostError",
     "all_or_none",
     "copy_from_rank_zero",
-    "explained",
     "from_rank_zero",
     "gather",
-    "is_joined",
+    "is_initialized",
     "join_process_group",
     "rank",
     "sum_over_ranks",
+    "translate_errors",
     "world_size",
 ]

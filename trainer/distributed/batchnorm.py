@@ -9,18 +9,19 @@ from torch.autograd.function import Function, once_differentiable
 
 from ...engine import State
 from ..torch_internals import BatchNormBase
-from .group import explained, is_joined
+from .declarations import find_difference_over_ranks
+from .group import is_initialized, translate_errors
 
 
 def convert_batchnorm(state: State) -> None:
-    """Make the BatchNorm layers of the model see the rows of all ranks.
+    """Convert the BatchNorm layers of the model to compute their statistics over the rows of all ranks.
 
     They become torch's `SyncBatchNorm`, on CPUs `CPUSyncBatchNorm`, with the same parameters and buffers.
-    In a process that is alone they see all rows as they are.
+    In a single process the model is checked and left as it is.
 
     Raises:
-        ValueError: If there is no BatchNorm, one of a class with a forward pass of its own, or a rank may
-            leave out a layer that another one computes and waits in. The model is then unchanged.
+        ValueError: If there is no BatchNorm, one of an unknown subclass, or ranks may compute different
+            layers, as a rank would wait for the others in a layer that they skip. The model is then unchanged.
     """
     layers = {name: module for name, module in state.model.named_modules() if isinstance(module, BatchNormBase)}
     if not layers:
@@ -31,11 +32,8 @@ def convert_batchnorm(state: State) -> None:
             raise ValueError(
                 f"sync_batchnorm knows {known}, not what a subclass adds; got {type(layer).__name__} at model.{name}"
             )
-    if any(algorithm.ranks_may_differ for algorithm in state.algorithms):
-        raise ValueError(
-            "sync_batchnorm needs all ranks to compute the same layers; stochastic_method='sample' and "
-            "use_same_gpu_seed=False let them differ"
-        )
+    if (source := find_difference_over_ranks(state)) is not None:
+        raise ValueError(f"sync_batchnorm needs all ranks to compute the same layers, but {source} lets them differ")
     if state.world_size == 1:
         return
     nn.SyncBatchNorm.convert_sync_batchnorm(state.model)
@@ -52,13 +50,13 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input` of shape ``(N, C, ...)``; in evaluation by the running statistics, alone.
+        """Normalize `input` of shape ``(N, C, ...)``; in evaluation by the running statistics, without communication.
 
         Raises:
-            ValueError: If all ranks together have a single value per channel.
+            ValueError: If there is a single value per channel over all ranks.
             RankLostError: If another rank does not answer.
         """
-        if not self.training or not is_joined():
+        if not self.training or not is_initialized():
             return super().forward(input)
         if input.dim() < 2:
             raise ValueError(f"BatchNorm needs an input of at least 2 dimensions, got {input.dim()}")
@@ -76,7 +74,7 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
     def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         buffers: Any = self
         buffers.num_batches_tracked.add_(1)
-        # Without momentum, the running statistics are the plain mean over all batches.
+        # With momentum=None, the running statistics are the plain mean over all batches.
         momentum = 1.0 / buffers.num_batches_tracked.item() if self.momentum is None else self.momentum
         buffers.running_mean.lerp_(mean.to(buffers.running_mean.dtype), momentum)
         buffers.running_var.lerp_(unbiased_variance.to(buffers.running_var.dtype), momentum)
@@ -101,7 +99,7 @@ class _NormalizeOverRanks(Function):
             )
         mean = totals[:-1] / count
         centered = input - mean.to(input.dtype).view(shape)
-        # From centered values: the mean of squares less the square of the mean loses all digits where means are large.
+        # From centered values: the mean of squares minus the squared mean cancels badly where means are large.
         variance = _sum_over_ranks(centered.square().sum(dims, dtype=torch.float64)) / count
         inverse_deviation = (variance + eps).rsqrt().to(input.dtype).view(shape)
         normalized = centered.mul_(inverse_deviation)
@@ -112,7 +110,7 @@ class _NormalizeOverRanks(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
-        """Of a loss that is the sum of the ranks' losses, as the average of gradients makes it up to a factor."""
+        """The gradient of the sum of all ranks' losses, which the averaging of gradients divides by their number."""
         normalized, inverse_deviation, count = ctx.saved_tensors
         dims, shape = _all_but_channels(gradient), _per_channel(gradient)
         sums = torch.stack([gradient.sum(dims), (gradient * normalized).sum(dims)])
@@ -122,7 +120,7 @@ class _NormalizeOverRanks(Function):
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
-    with explained():
+    with translate_errors():
         dist.all_reduce(values)
     return values
 

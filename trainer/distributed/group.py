@@ -1,6 +1,6 @@
-"""The processes that train together: how they find each other, and what they tell each other.
+"""The process group of a training, and collectives of plain values.
 
-Every function also works in a process that is alone, where there is nobody to talk to.
+Every function also works in a single process, where it communicates with nobody.
 """
 
 import atexit
@@ -18,7 +18,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_timeout = timedelta(minutes=5)  # of all that ranks tell each other; join_process_group sets it
+_timeout = timedelta(minutes=5)  # of every collective; set by join_process_group
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 _LOST = re.compile("connection|timed? ?out|gloo|nccl|remote process", re.IGNORECASE)
 
@@ -28,26 +28,26 @@ class RankLostError(RuntimeError):
 
 
 def join_process_group(device: torch.device, timeout: float) -> torch.device:
-    """Join the processes that torchrun started, if it started several and nobody has joined them yet.
+    """Initialize the process group that torchrun asked for, unless there is one or it started a single process.
 
     Args:
         device: The kind of device; NCCL connects GPUs, gloo CPUs.
-        timeout: Seconds to wait for an answer of another rank.
+        timeout: Seconds after which a collective fails.
 
     Returns:
-        The device of this rank: of several GPUs its own one.
+        The device of this rank; of several GPUs the one with its local rank.
 
     Raises:
         ValueError: If there is no GPU for this rank.
-        RuntimeError: If torch was built without the backend.
+        RuntimeError: If torch was built without the backend that is needed.
     """
     _check_launch()
-    if not is_joined() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     device = _own_gpu(device) if device.type == "cuda" else device
     global _timeout
     _timeout = timedelta(seconds=timeout)
-    if is_joined():
+    if is_initialized():
         return device
     needed = ["gloo", "nccl"] if device.type == "cuda" else ["gloo"]
     for backend in needed:
@@ -57,44 +57,44 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=_timeout,
         device_id=device if device.type == "cuda" else None,
-        **_meeting_place(),
+        **_rendezvous(),
     )
-    atexit.register(_leave)
+    atexit.register(_destroy_process_group)
     return device
 
 
-def is_joined() -> bool:
-    """Whether this process is one of a group, which may have no other."""
+def is_initialized() -> bool:
+    """Whether there is a process group, be it of a single process."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process among `world_size`."""
-    return dist.get_rank() if is_joined() else 0
+    """The rank of this process, from 0 to `world_size` - 1."""
+    return dist.get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if is_joined() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def gather(value: T) -> list[T]:
-    """What every rank has, in the order of ranks; the same list on all of them."""
+    """The values of all ranks, in the order of ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with explained():
-        dist.all_gather_object(values, value, group=_talk())
+    with translate_errors():
+        dist.all_gather_object(values, value, group=_control_group())
     return values
 
 
 def from_rank_zero(value: T) -> T:
-    """What rank 0 has."""
+    """The value of rank 0."""
     if world_size() == 1:
         return value
     values = [value]
-    with explained():
-        dist.broadcast_object_list(values, src=0, group=_talk())
+    with translate_errors():
+        dist.broadcast_object_list(values, src=0, group=_control_group())
     return values[0]
 
 
@@ -103,35 +103,35 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
-    with explained():
-        dist.all_reduce(sums, group=_talk())
+    with translate_errors():
+        dist.all_reduce(sums, group=_control_group())
     return sums.tolist()
 
 
 def copy_from_rank_zero(tensors: Iterable[Tensor]) -> None:
-    """Give the tensors of all ranks the values of rank 0, in place."""
+    """Copy the values of rank 0 into the tensors of all ranks, in place."""
     if world_size() == 1:
         return
     devices: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         devices.setdefault(tensor.device, []).append(tensor.detach())
-    with torch.no_grad(), explained():
+    with torch.no_grad(), translate_errors():
         for group in devices.values():
-            # As bytes, since not every number format can be sent.
+            # As bytes, since not every backend can send every dtype.
             parts = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in group]
             flat = torch.cat(parts)
             dist.broadcast(flat, src=0)
             for tensor, part in zip(group, flat.split([part.numel() for part in parts]), strict=True):
-                # A part may begin where its number format must not: the copy does not.
+                # Cloned, as a part may not be aligned for its dtype.
                 tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
 
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """Let the body fail on every rank if it fails on one, so that no rank waits for another in vain.
+    """Make the body fail on every rank if it fails on one, so that no rank waits forever for another.
 
     Raises:
-        RuntimeError: Where another rank failed; it says which, and why.
+        RuntimeError: On the ranks where the body succeeded, naming the rank that failed and its error.
     """
     error = None
     try:
@@ -147,8 +147,8 @@ def all_or_none() -> Iterator[None]:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn the failure of a collective operation into a `RankLostError`."""
+def translate_errors() -> Iterator[None]:
+    """Turn the failure of a collective into a `RankLostError`."""
     try:
         yield
     except RuntimeError as error:
@@ -160,12 +160,12 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def _meeting_place() -> dict[str, Any]:
-    """Where the processes of this start meet, if torchrun may have started others before them.
+def _rendezvous() -> dict[str, Any]:
+    """Arguments of ``init_process_group`` that keep the restarts of torchrun apart; empty to use its defaults.
 
-    torchrun lends one store to all its starts, in which a process finds the addresses of those that died
-    (pytorch#135712). The number of the start keeps them apart. On several machines, where each counts
-    its own, it is left to torch.
+    torchrun uses one store for all its restarts, in which a process would find the addresses of processes that died
+    (pytorch#135712), so the keys get the number of the restart as a prefix. With several machines, each of
+    which counts its own restarts, torch's defaults are used.
     """
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not is_one_machine:
@@ -181,10 +181,10 @@ def _meeting_place() -> dict[str, Any]:
 
 
 def _own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this rank on its machine, made the current one."""
+    """Select the GPU of this rank and make it the current device."""
     number, count = int(os.environ.get("LOCAL_RANK", device.index or 0)), torch.cuda.device_count()
     if count == 1:
-        number = 0  # where each process is shown its own GPU only
+        number = 0  # each process sees only its own GPU
     if device.index not in (None, number):
         raise ValueError(f'device must be "gpu" on several processes, each of which takes its own, got "{device}"')
     if number >= count:
@@ -194,14 +194,14 @@ def _own_gpu(device: torch.device) -> torch.device:
 
 
 @cache
-def _talk() -> Any:
-    """The group in which ranks tell each other things, apart from that in which they send gradients."""
+def _control_group() -> Any:
+    """The gloo group for plain values, apart from the group that reduces gradients."""
     return dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def _check_launch() -> None:
-    """Refuse to train alone what was started as one of several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_joined():
+    """Refuse a WORLD_SIZE without the other variables that torchrun sets."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_initialized():
         return
     if missing := [name for name in _LAUNCHED if name not in os.environ]:
         raise ValueError(
@@ -210,6 +210,6 @@ def _check_launch() -> None:
         )
 
 
-def _leave() -> None:
+def _destroy_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,11 +1,13 @@
-"""How the ranks train one model: each with a whole copy of it, or each with a shard of its parameters."""
+"""How the ranks train one model: each with a copy of it, or each with a shard of its parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, get_args
 
 from torch import nn
 
 from ...engine import State
+from .declarations import find_difference_over_ranks, gradient_units
 from .gradients import GradientSynchronizer
 from .group import copy_from_rank_zero, world_size
 
@@ -13,81 +15,98 @@ Parallelism = Literal["ddp", "fsdp"]
 
 
 class Synchronizer(Protocol):
-    """Averages the gradients of a step over all ranks."""
+    """Averages the gradients of a step over all ranks; the methods are called in this order."""
+
+    has_changed: bool
 
     def begin_step(self) -> None:
-        """Say that a step begins."""
+        """Look up which parameters require a gradient."""
 
     def begin_last_backward(self) -> None:
-        """Say that the gradients of the step will be complete after the backward that comes next."""
+        """Announce that the gradients of the step will be complete after the next backward."""
 
-    def fingerprint(self) -> int:
-        """A hash of which parameters have gradients, if all ranks must have the same; otherwise 0."""
+    def refuse_edits(self) -> Any:
+        """A context that raises a RuntimeError if gradients are changed in it."""
 
     def finish(self) -> None:
         """Wait until all gradients of the step are averaged."""
 
+    def fingerprints(self) -> tuple[int, int]:
+        """Hashes, below 2**32, of which parameters require a gradient and of which have one."""
+
+    def adopt_changes(self) -> None:
+        """Follow a change of the parameters that require a gradient."""
+
+    def end_step(self) -> None:
+        """Allow gradients that are not averaged, until the next step begins."""
+
     def close(self) -> None:
-        """Let go of the model."""
+        """Remove what was attached to the model."""
 
 
 def check_parallelism(
     parallelism: str, *, halve_microbatches: bool, sync_batchnorm: bool, find_unused_parameters: bool
 ) -> None:
-    """Refuse a kind of parallelism that is unknown, or does not go with other settings, with a ValueError."""
+    """Raise a ValueError for an unknown kind of parallelism, or one that does not go with other settings."""
     if parallelism not in get_args(Parallelism):
         raise ValueError(
             f"parallelism must be one of {', '.join(map(repr, get_args(Parallelism)))}, got {parallelism!r}"
         )
     if find_unused_parameters and (parallelism == "fsdp" or sync_batchnorm):
         raise ValueError(
-            "find_unused_parameters needs ranks that compute without each other, as parallelism='fsdp' and "
-            "sync_batchnorm do not let them, got True"
+            "find_unused_parameters must be False with parallelism='fsdp' or sync_batchnorm=True, whose ranks wait for "
+            "each other in the forward pass, got True"
         )
     several = world_size() > 1
     if parallelism == "fsdp" and not several:
-        raise ValueError("parallelism='fsdp' needs several processes, as torchrun starts them, got one")
+        raise ValueError("parallelism='fsdp' needs several processes, started by torchrun, got one")
     if several and halve_microbatches and (parallelism == "fsdp" or sync_batchnorm):
         raise ValueError(
-            "device_train_microbatch_size='auto' needs ranks that compute without each other, as parallelism='fsdp' "
-            "and sync_batchnorm do not let them; give a number"
+            "device_train_microbatch_size must be a number with parallelism='fsdp' or sync_batchnorm=True, whose ranks "
+            "wait for each other in the forward pass, got 'auto'"
         )
 
 
 def parallelize(state: State, parallelism: Parallelism, *, find_unused_parameters: bool) -> Synchronizer | None:
-    """Give all ranks the weights of rank 0, move or shard the model to the device.
+    """Copy the weights of rank 0 to all ranks and move the model to the device, or shard it.
 
     Args:
-        state: The run after INIT; its optimizers follow where parameters are replaced.
+        state: The run after INIT; where parameters are replaced, its optimizers get the new ones.
         parallelism: ``"ddp"`` keeps a copy on every rank, ``"fsdp"`` shards parameters, gradients and the
             states of optimizers.
-        find_unused_parameters: Whether ranks may use different parameters in a step, whatever algorithms say.
+        find_unused_parameters: Whether ranks may use different parameters in a step, whatever algorithms and
+            modules say.
 
     Returns:
-        What averages the gradients; None in a process that is alone.
+        What averages the gradients; None in a single process.
 
     Raises:
-        ValueError: If ranks that shard their parameters may compute different blocks.
+        ValueError: If parameters are to be sharded and ranks may compute different modules.
     """
     copy_from_rank_zero([*state.model.parameters(), *state.model.buffers()])
-    units = [unit for algorithm in state.algorithms for unit in algorithm.gradient_units(state)]
-    ranks_may_differ = find_unused_parameters or any(algorithm.ranks_may_differ for algorithm in state.algorithms)
+    source = find_difference_over_ranks(state)
     if parallelism == "fsdp":
-        if ranks_may_differ:
+        if source is not None:
             raise ValueError(
                 "parallelism='fsdp' needs all ranks to compute the same blocks, or those of equal shape are mixed up "
-                "without any error; stochastic_method='sample' and use_same_gpu_seed=False let ranks differ"
+                f"without any error, but {source} lets ranks differ"
             )
-        return _shard(state, units)
+        return _shard(state, gradient_units(state))
     state.model.to(state.device)
     if state.world_size == 1:
         return None
-    parameters = [[parameter for module in unit for parameter in module.parameters()] for unit in units]
-    return GradientSynchronizer(state.model.parameters(), parameters, ranks_may_differ=ranks_may_differ)
+
+    def units() -> list[list[nn.Parameter]]:
+        return [[parameter for module in unit for parameter in module.parameters()] for unit in gradient_units(state)]
+
+    may_differ = find_unused_parameters or source is not None
+    return GradientSynchronizer(state.model, units, ranks_may_differ=may_differ)
 
 
 class _ShardedSynchronizer:
-    """FSDP2 averages gradients in the backward itself; it is only told when."""
+    """FSDP2 averages gradients in the backward pass; it is only told when."""
+
+    has_changed = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -97,22 +116,38 @@ class _ShardedSynchronizer:
         # the gradients of these that are set to None, while those of the shards add up over steps.
         self._model.reshard()
         self._model.set_requires_gradient_sync(False)
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad and not hasattr(parameter, "full_tensor"):
+                raise RuntimeError(
+                    f"parallelism='fsdp' shards the parameters that the model has after INIT, got {name!r} later; add "
+                    "parameters at INIT"
+                )
 
     def begin_last_backward(self) -> None:
         self._model.set_requires_gradient_sync(True)
 
-    def fingerprint(self) -> int:
-        return 0  # ranks that differ have not come here
+    @contextmanager
+    def refuse_edits(self) -> Iterator[None]:
+        yield  # the gradients of shards exist only when they are averaged
 
     def finish(self) -> None:
-        """All is averaged when the backward is over."""
+        """Nothing is left to do after the backward pass."""
+
+    def fingerprints(self) -> tuple[int, int]:
+        return 0, 0  # ranks that differ would have waited for each other in the backward pass
+
+    def adopt_changes(self) -> None:
+        """FSDP looks at ``requires_grad`` itself."""
+
+    def end_step(self) -> None:
+        """A further backward pass is averaged, too."""
 
     def close(self) -> None:
         """The model stays sharded."""
 
 
 def _shard(state: State, units: Sequence[Sequence[nn.Module]]) -> Synchronizer:
-    """Shard the model: each unit by itself, so that one that does not run is neither gathered nor reduced."""
+    """Shard the model, each unit on its own, so that a skipped one is neither gathered nor reduced."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -1,0 +1,160 @@
+"""What must be known of a step before its update: decided on the device, over all ranks, and read by the host later."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import distributed
+
+
+@dataclass(frozen=True)
+class StepFlags:
+    """The flags of a step, the same on all ranks.
+
+    Args:
+        loss: The mean over the rows of all ranks, on the device.
+        found_nonfinite: On the device, float32, 1 if the update must not be applied: loss or gradients of
+            some rank are not finite, or ranks differ in what they must have alike. Otherwise 0.
+        copy: Of the reduced flags, on its way to the host.
+        arrival: Recorded after the copy; None where there is nothing to wait for.
+    """
+
+    loss: Tensor
+    found_nonfinite: Tensor
+    copy: Tensor
+    arrival: torch.Event | None
+
+    def read(self) -> "KnownFlags":
+        """Wait until the flags are on the host."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        values = self.copy.tolist()
+        if isinstance(values, float):  # of a single process
+            return KnownFlags(is_nonfinite=values > 0)
+        _, num_nonfinite, num_interrupted, *fingerprints = values
+        by_rank = [
+            tuple(fingerprints[first : first + _NUM_PRINTS]) for first in range(0, len(fingerprints), _NUM_PRINTS)
+        ]
+        return KnownFlags(num_nonfinite > 0, num_interrupted > 0, by_rank)
+
+
+@dataclass(frozen=True)
+class KnownFlags:
+    """The flags of a step on the host.
+
+    Args:
+        is_nonfinite: Whether loss or gradients of some rank are not finite.
+        is_interrupted: Whether some rank was asked to stop.
+        fingerprints: Of each rank: which parameters require a gradient, which have one, and the batch plan.
+    """
+
+    is_nonfinite: bool
+    is_interrupted: bool = False
+    fingerprints: Sequence[tuple[float, ...]] = ()
+
+    def check_same(self, step: int) -> None:
+        """Raise a RuntimeError if ranks differ in what they must have alike at this step."""
+        for number, what in enumerate(_MUST_BE_SAME):
+            prints = [of_rank[number] for of_rank in self.fingerprints]
+            if others := [rank for rank, value in enumerate(prints) if value != prints[0]]:
+                raise RuntimeError(what.format(others=f"ranks {others}", step=step))
+
+
+_MUST_BE_SAME = (
+    "all ranks must train the same parameters, but those that require a gradient on {others} are not those of rank 0 "
+    "in step {step}",
+    "all ranks must use the same parameters in a step, but those of {others} with gradients are not those of rank 0 "
+    "in step {step}; a model with branches of its own that differ over ranks needs find_unused_parameters=True",
+    "all ranks must list the same batches, but those of {others} are not those of rank 0 in step {step}; a sampler "
+    "must give the same indices on every rank, so seed its generator",
+)
+_NUM_PRINTS = len(_MUST_BE_SAME)
+
+
+def flag_step(loss: Tensor, gradients: Iterable[Tensor]) -> StepFlags:
+    """The flags of a step of a single process.
+
+    Args:
+        loss: The mean over the batch.
+        gradients: Those that must be finite.
+    """
+    found = find_nonfinite([loss.detach(), *gradients])
+    return StepFlags(loss, found, *_send_to_host(found))
+
+
+def flag_step_over_ranks(
+    loss: Tensor, gradients: Iterable[Tensor], *, share: float, is_interrupted: bool, fingerprints: Sequence[int]
+) -> StepFlags:
+    """The flags of a step of several ranks, reduced by the backend that reduces the gradients.
+
+    Args:
+        loss: The mean over the rows of this rank.
+        gradients: Those that must be finite.
+        share: Of the rows that are on this rank.
+        is_interrupted: Whether this rank was asked to stop.
+        fingerprints: What all ranks must have alike, as in `KnownFlags`.
+
+    Raises:
+        RankLostError: If another rank does not answer.
+    """
+    first = 3 + distributed.rank() * _NUM_PRINTS
+    values = [0.0] * (3 + distributed.world_size() * _NUM_PRINTS)
+    values[2], values[first : first + _NUM_PRINTS] = float(is_interrupted), map(float, fingerprints)
+    flags = torch.tensor(values, dtype=torch.float64, pin_memory=loss.device.type == "cuda")
+    flags = flags.to(loss.device, non_blocking=True)
+    flags[0] = loss.detach() * share
+    flags[1] = find_nonfinite([loss.detach(), *gradients])
+    with distributed.translate_errors():
+        dist.all_reduce(flags)
+    prints = flags[3:].view(-1, _NUM_PRINTS)
+    found = ((flags[1] > 0) | (prints != prints[0]).any()).float()
+    return StepFlags(flags[0], found, *_send_to_host(flags))
+
+
+def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
+    """A float32 tensor without dimensions on the device of the first tensor: 1 if any value is not finite, else 0.
+
+    The kernel is the one of torch's loss scaler, the fastest there is; it multiplies the tensors by 1 in place.
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        values = _dense_values(tensor)
+        kinds.setdefault((values.device, values.dtype), []).append(values)
+    found = [_find_in_one_kind(same, device) for (device, _), same in kinds.items()]
+    if len(found) == 1:
+        return found[0]
+    return torch.stack([flag.to(found[0].device, non_blocking=True) for flag in found]).amax(0)
+
+
+def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
+    found = torch.zeros((), device=device)
+    if device not in _ones:
+        _ones[device] = torch.ones((), device=device)
+    torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, _ones[device])
+    return found
+
+
+_ones: dict[torch.device, Tensor] = {}
+
+
+def _dense_values(tensor: Tensor) -> Tensor:
+    if type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_complex():
+        return tensor
+    if hasattr(tensor, "to_local"):  # a shard
+        tensor = tensor.to_local()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.coalesce().values()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _send_to_host(flags: Tensor) -> tuple[Tensor, torch.Event | None]:
+    """Begin the copy to the host, and what is recorded after it."""
+    if flags.device.type == "cpu":
+        return flags, None
+    copy = flags.to("cpu", non_blocking=True)
+    arrival = torch.Event(flags.device)
+    arrival.record()
+    return copy, arrival
