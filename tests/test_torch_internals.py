@@ -106,6 +106,26 @@ class TestTrainer:
 
         assert type(nn.SyncBatchNorm.convert_sync_batchnorm(Own(2))) is nn.SyncBatchNorm
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("value", [0.0, -1e-3, 6e4, float("nan"), float("inf"), -float("inf")])
+    def test_a_value_that_is_not_finite_is_flagged_and_no_value_changes(self, value: float, dtype: torch.dtype) -> None:
+        """`torch._amp_foreach_non_finite_check_and_unscale_`."""
+        tensors = [torch.randn(3, 70, dtype=dtype), torch.full((2, 2), 0.5, dtype=dtype), torch.ones((), dtype=dtype)]
+        tensors[1][1, 0] = value
+        before = [tensor.clone() for tensor in tensors]
+        flag = torch.zeros(())
+        torch_internals.flag_nonfinite(tensors, flag, torch.ones(()))
+        assert flag.item() == (0.0 if abs(value) < float("inf") else 1.0)
+        for one, other in zip(before, tensors, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+    def test_a_change_in_place_changes_the_version(self) -> None:
+        """`Tensor._version`."""
+        tensor = torch.zeros(2)
+        before = torch_internals.version_of(tensor)
+        tensor.add_(1)
+        assert torch_internals.version_of(tensor) != before
+
     def test_workers_are_found_and_shut_down(self) -> None:
         """`_MultiProcessingDataLoaderIter._workers` and `_shutdown_workers`."""
         iterator = iter(DataLoader(Numbers(), num_workers=2))

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import distributed
+from .torch_internals import flag_nonfinite
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def flag_step_over_ranks(
 def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     """A float32 tensor without dimensions on the device of the first tensor: 1 if any value is not finite, else 0.
 
-    The kernel is the one of torch's loss scaler, the fastest there is; it multiplies the tensors by 1 in place.
+    The tensors are multiplied by 1 in place, as it is done by the loss scaler's kernel, the fastest there is.
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
@@ -133,7 +134,7 @@ def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
     found = torch.zeros((), device=device)
     if device not in _ones:
         _ones[device] = torch.ones((), device=device)
-    torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, _ones[device])
+    flag_nonfinite(tensors, found, _ones[device])
     return found
 
 

@@ -35,7 +35,7 @@ class Snapshot:
             if buffer is not None and _has_same_form(buffer, saved):
                 buffer.copy_(saved)
             else:
-                owner._buffers[name] = saved.clone()
+                setattr(owner, name, saved.clone())
 
     @torch.no_grad()
     def restore_buffers_where(self, flag: Tensor) -> bool:
@@ -59,7 +59,7 @@ class Snapshot:
         for path, saved in self._buffers.items():
             module, _, name = path.rpartition(".")
             owner = self._model.get_submodule(module)
-            yield owner, name, owner._buffers.get(name), saved
+            yield owner, name, getattr(owner, name, None), saved
 
 
 def _has_same_form(buffer: Tensor, saved: Tensor) -> bool:

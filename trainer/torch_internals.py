@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -12,10 +14,12 @@ from torch.utils.data import DataLoader
 
 __all__ = [
     "BatchNormBase",
+    "flag_nonfinite",
     "mark_stepped",
     "shut_down_workers",
     "split_scheduler",
     "storage_info",
+    "version_of",
     "without_workers",
     "worker_processes",
 ]
@@ -47,6 +51,22 @@ def split_scheduler(scheduler: LRScheduler) -> tuple[dict[str, Any], list[LRSche
     """The state of a scheduler without those of the schedulers inside it, as a SequentialLR has some, and these."""
     state = {name: value for name, value in scheduler.state_dict().items() if name != "_schedulers"}
     return state, list(getattr(scheduler, "_schedulers", ()))
+
+
+def flag_nonfinite(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
+    """Set `flag` to 1 if a value is not finite. The loss scaler's kernel, which also multiplies by `one` in place.
+
+    Args:
+        tensors: Dense and real, of one dtype on one device.
+        flag: Float32, without dimensions, on that device.
+        one: The number 1, as `flag`.
+    """
+    torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return tensor._version
 
 
 def storage_info(file: str, offset: int, length: int) -> Any:

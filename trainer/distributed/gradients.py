@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..torch_internals import version_of
 from .declarations import skippable_modules
 from .group import RankLostError, copy_from_rank_zero, gather, sum_over_ranks, translate_errors, world_size
 
@@ -211,7 +212,7 @@ class GradientSynchronizer:
 
     def _gradient_versions(self) -> list[tuple[int, int]]:
         gradients = (parameter.grad for parameter in self._names if parameter.grad is not None)
-        return [(id(gradient), gradient._version) for gradient in gradients]
+        return [(id(gradient), version_of(gradient)) for gradient in gradients]
 
 
 def _copy_added(added: dict[str, nn.Parameter]) -> None:
