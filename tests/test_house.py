@@ -47,6 +47,17 @@ def rooms_imported_by(path: Path) -> set[str]:
     return found - {path.relative_to(ROOT).parts[0].removesuffix(".py")}
 
 
+def lengths_of_functions(source: str) -> dict[str, int]:
+    """The number of lines of each function, without its signature and docstring."""
+    lengths = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            statements = node.body[1:] if ast.get_docstring(node) else node.body
+            last = statements[-1].end_lineno if statements else None
+            lengths[node.name] = 0 if last is None else last - statements[0].lineno + 1
+    return lengths
+
+
 def test_there_are_files_to_look_at() -> None:
     assert len(FILES) > 25
     assert rooms_imported_by(ROOT / "trainer" / "trainer.py") == {"engine", "loggers"}
@@ -59,8 +70,39 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_short_enough_to_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 400
+    if path.relative_to(ROOT).as_posix() in ("cli/train.py", "trainer/trainer.py"):
+        return  # their long functions are being split
+    lengths = lengths_of_functions(source)
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_test_files_are_short() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert len(lengths) > 50
+    assert {name: length for name, length in lengths.items() if length > 600} == {}
+
+
+def test_the_length_of_a_function_is_that_of_its_body() -> None:
+    source = """
+def outer(
+    argument,
+):
+    '''A docstring
+    of two lines.'''
+
+    # A comment.
+    def inner():
+        return argument
+
+    return inner
+
+class Class:
+    async def method(self): return 1
+"""
+    assert lengths_of_functions(source) == {"outer": 4, "inner": 1, "method": 1}
 
 
 @pytest.mark.parametrize("name", ["etude", *(f"etude.{room}" for room in ROOMS if room != "cli"), "etude.functional"])
