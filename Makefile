@@ -3,7 +3,7 @@
 # make test-slow  runs the slow ones
 # make coverage   runs the tests but for the slow ones, and prints which lines and branches they miss
 # make matrix     runs them on every supported Python that is found, with the lowest and the newest torch
-# make lint       checks style and types, the types on the package as users install it
+# make lint       checks style and types: those of the package as users install it, of tests and of benchmarks
 # make bench      measures, see docs/benchmarks.md
 
 PYTHON ?= python3
@@ -32,6 +32,7 @@ lint: .venv/lint
 	rm -rf build/installed
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/installed .
 	cd build && MYPYPATH=installed ../$(BIN)/mypy --config-file ../pyproject.toml -p etude
+	cd build && MYPYPATH=installed:../tests:../benchmarks ../$(BIN)/mypy --config-file ../tests/mypy.ini ../tests ../benchmarks
 
 bench: .venv/test
 	$(BIN)/python benchmarks/engine_overhead.py

@@ -14,6 +14,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,12 +148,12 @@ def rows(rounds: int) -> None:
     x, y = data()
     quarters = draws_module.balanced_rows
 
-    def windows_of_any_length(rates: np.ndarray, num_rows: int, own: object, shared: object) -> np.ndarray:
+    def windows_of_any_length(rates: np.ndarray, num_rows: int, own: Any, shared: Any) -> np.ndarray:
         kept = np.floor(num_rows * (1 - rates) + shared.random(len(rates)))
         offsets = np.floor(num_rows * own.random(len(rates)))
         return (np.arange(num_rows) - offsets[:, None]) % num_rows < kept[:, None]
 
-    def random_rows(rates: np.ndarray, num_rows: int, own: object, shared: object) -> np.ndarray:
+    def random_rows(rates: np.ndarray, num_rows: int, own: Any, shared: Any) -> np.ndarray:
         kept = np.floor(num_rows * (1 - rates) + shared.random(len(rates)))
         return np.argsort(own.random((len(rates), num_rows)), axis=1) < kept[:, None]
 

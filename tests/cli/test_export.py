@@ -41,7 +41,7 @@ def test_the_output_can_be_named(run: tuple[Path, torch.Tensor, torch.Tensor]) -
 
 
 class _Payload:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self) -> tuple[object, tuple[()]]:
         return (Path("/tmp/etude-payload-ran").touch, ())  # would run if the file were unpickled
 
 

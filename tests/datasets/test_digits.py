@@ -1,8 +1,10 @@
 from collections import Counter
+from typing import cast
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch.utils.data import TensorDataset
 
 from etude.datasets.digits import digits_dataloaders
 
@@ -10,7 +12,7 @@ from etude.datasets.digits import digits_dataloaders
 @pytest.fixture(scope="module")
 def parts():
     """Images and classes of the training and of the test part, at the size of the originals."""
-    return [loader.dataset.tensors for loader in digits_dataloaders(image_size=8)]
+    return [cast(TensorDataset, loader.dataset).tensors for loader in digits_dataloaders(image_size=8)]
 
 
 def originals(images, lowest, highest) -> list[tuple]:
@@ -59,7 +61,7 @@ def test_they_are_normalised_on_the_training_part_only(parts):
 
 def test_they_are_the_same_every_time_whatever_the_seeds(parts):
     torch.manual_seed(123)
-    again = [loader.dataset.tensors for loader in digits_dataloaders(image_size=8)]
+    again = [cast(TensorDataset, loader.dataset).tensors for loader in digits_dataloaders(image_size=8)]
     for (images, classes), (same_images, same_classes) in zip(parts, again, strict=True):
         assert torch.equal(images, same_images)
         assert torch.equal(classes, same_classes)
@@ -77,7 +79,7 @@ def test_only_the_training_part_is_shuffled():
     train, test = digits_dataloaders(batch_size=360, image_size=8)
     first, second = (next(iter(train))[1] for _ in range(2))
     assert not torch.equal(first, second)
-    assert torch.equal(next(iter(test))[1], test.dataset.tensors[1])
+    assert torch.equal(next(iter(test))[1], cast(TensorDataset, test.dataset).tensors[1])
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"batch_size": -3}, {"image_size": 7}, {"image_size": 0}])

@@ -95,7 +95,7 @@ class TestPasses:
         engine.register_pass(lambda matching, event: matching[::-1])
         traces = engine.run_event(Event.BATCH_START)
         assert log == ["c", "b", "a"]
-        assert [(trace.algorithm.name, trace.order) for trace in traces] == [("c", 0), ("b", 1), ("a", 2)]
+        assert [(trace.algorithm, trace.order) for trace in traces] == [(algorithms[n], 2 - n) for n in (2, 1, 0)]
 
     def test_a_pass_adds_and_removes_algorithms(self):
         log = []

@@ -368,7 +368,7 @@ class TestTimestamp:
         timestamp.to_next_epoch()
         assert timestamp == Timestamp()
         with pytest.raises(dataclasses.FrozenInstanceError):
-            timestamp.batch = 1
+            timestamp.batch = 1  # type: ignore[assignment]
 
     @pytest.mark.parametrize(("unit", "value"), [("ep", 2), ("ba", 10), ("sp", 40)])
     def test_it_tells_what_is_finished_in_each_unit(self, unit, value):

@@ -73,8 +73,11 @@ def _child_processes() -> set[int]:
     else:
         children = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
     # Python starts these at most once and keeps them.
-    helpers = (resource_tracker._resource_tracker, "_pid"), (forkserver._forkserver, "_forkserver_pid")
-    return children - {getattr(*helper, None) for helper in helpers}
+    kept = {
+        getattr(resource_tracker._resource_tracker, "_pid", None),
+        getattr(forkserver._forkserver, "_forkserver_pid", None),
+    }
+    return children - kept
 
 
 def _kill_child_processes(before: set[int]) -> None:

@@ -106,7 +106,8 @@ def _collect(connections: list[Connection], timeout: float) -> list[tuple[str, A
     pending = list(connections)
     deadline = time.monotonic() + timeout
     while pending and (seconds := deadline - time.monotonic()) > 0:
-        for connection in wait(pending, seconds):
+        ready: list[Any] = wait(pending, seconds)
+        for connection in ready:
             rank = connections.index(connection)
             pending.remove(connection)
             try:

@@ -1,6 +1,6 @@
 """What happens in a training, recorded: answers at events, logged metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,11 +35,11 @@ class Keep(LoggerDestination):
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.settings: list[dict[str, Any]] = []
 
-    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         self.rows.append((step, dict(metrics)))
 
-    def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
-        self.settings.append(hyperparameters)
+    def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
+        self.settings.append(dict(hyperparameters))
 
     def column(self, name: str) -> list[tuple[int, float]]:
         return [(step, float(metrics[name])) for step, metrics in self.rows if name in metrics]

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ class TestModel:
         assert wrap == "etude.models.ComposerClassifier(model, num_classes=10)"
 
     def test_a_loss_that_is_no_method_is_refused(self):
-        model = nn.Linear(8, 3)
+        model: Any = nn.Linear(8, 3)
         model.loss = 0.5
         with pytest.raises(TypeError, match="must have a method loss"):
             Trainer(model)

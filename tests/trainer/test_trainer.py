@@ -340,11 +340,11 @@ class TestSchedulers:
 
 class TestSeed:
     def train(self, seed):
-        model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        network = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 3))
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in network.parameters():
                 parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).view_as(parameter))
-        model = ComposerClassifier(model, 3)
+        model = ComposerClassifier(network, 3)
         optimizer = SGD(model.parameters(), lr=0.5)
         CPUTrainer(model, vectors(shuffle=True), None, "2ep", optimizers=optimizer, seed=seed).fit()
         return weights(model)

@@ -141,7 +141,8 @@ def test_masks_of_a_transformer_reach_the_kept_rows(norm_first: bool, kind: str,
     cf.apply_stochastic_depth(network, stochastic_method="sample", drop_rate=0.5, drop_unit=drop_unit)
     force(network, kept=[False, True, True, False])
     x = torch.randn(4, 5, 12, dtype=torch.float64)
-    block, twin = network.layers[0], plain.layers[0]
+    block: Any = network.layers[0]
+    twin = plain.layers[0]
     assert torch.allclose(block(x, **masks)[1:3], twin(x, **masks)[1:3], atol=1e-12)
     block.eval(), twin.eval()
     block.drop_rate = 0.0

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_warmup_in_epochs_needs_a_dataloader_with_a_length() -> None:
         Warmup("1ep").check(state)
 
 
-def factors(schedule: object, max_duration: str = "10ep") -> list[float]:
+def factors(schedule: Any, max_duration: str = "10ep") -> list[float]:
     schedule.check(state_at(0, max_duration))
     return [schedule(state_at(batch, max_duration)) for batch in range(61)]
 
@@ -134,7 +135,7 @@ def test_schedules_are_equal_where_their_settings_are() -> None:
 
 
 @pytest.mark.parametrize("nonsense", [1.5, -0.1, float("nan"), "half", None, True])
-def test_a_function_that_returns_nonsense_is_refused_before_training(nonsense: object) -> None:
+def test_a_function_that_returns_nonsense_is_refused_before_training(nonsense: Any) -> None:
     (schedule,) = as_schedules(lambda fraction: nonsense if fraction == 0.5 else 1.0)
     with pytest.raises(ValueError, match=r"drop_schedule must return a number in \[0, 1\], got .* at 0.5"):
         schedule.check(state_at(0, "10ep"))

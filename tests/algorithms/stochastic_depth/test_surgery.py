@@ -58,7 +58,7 @@ def test_every_training_forward_draws_a_new_plan_and_evaluation_none() -> None:
 
 
 def test_equal_seeds_drop_equally_and_others_do_not() -> None:
-    def patterns(seed: int) -> list[list[bool]]:
+    def patterns(seed: int) -> list[list[bool] | None]:
         model = cf.apply_stochastic_depth(tiny_resnet(8), drop_rate=0.5, drop_distribution="uniform", seed=seed)
         plan, found = stochastic_blocks(model)[0].drop_plan, []
         for _ in range(5):

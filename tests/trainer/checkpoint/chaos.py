@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -38,7 +38,7 @@ def slow_writer() -> None:
     saver.set_pointer = paused(saver.set_pointer)
     # A killed process leaves to the system what it has written, so there is no need to wait for the disk.
     without_disk = {"fsync": paused(lambda file: None), "replace": paused(os.replace)}
-    file.os = type("os", (), dict(vars(os), **without_disk))
+    cast(Any, file).os = type("os", (), dict(vars(os), **without_disk))
 
 
 def train(folder: Path, run: str) -> None:

@@ -13,7 +13,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -183,7 +183,7 @@ class TestRoundTrip:
 
     def test_settings_of_torch_make_no_difference(self, path: Path) -> None:
         write_checkpoint(path, OLD)
-        with config.patch("load.mmap", True), torch.device("meta"):
+        with cast(Any, config).patch("load.mmap", True), torch.device("meta"):
             assert same(read_checkpoint(path), OLD)
 
     def test_tensors_of_a_device_that_is_not_there_come_to_the_cpu(self, path: Path) -> None:

@@ -71,6 +71,8 @@ def test_a_folder_is_the_same_however_it_is_written(tmp_path: Path) -> None:
 
 def test_buffers_that_are_not_among_the_weights_are_kept() -> None:
     class Counting(LinearModel):
+        steps: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("steps", torch.zeros(()), persistent=False)

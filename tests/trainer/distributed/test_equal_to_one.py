@@ -98,8 +98,9 @@ def test_two_ranks_equal_one_on_the_joined_batch(microbatch_size: int | None) ->
 def test_two_ranks_with_synchronised_batchnorm_equal_one(parallelism: str, momentum: float | None) -> None:
     """With and without momentum of the statistics, as copies and as shards; the last batch is shared 1 and 2."""
     data = images(num_samples=15, batch_size=6)
-    X, y = data.dataset.tensors
-    data.dataset.tensors = (X.double() + 3.0, y)
+    dataset: Any = data.dataset
+    X, y = dataset.tensors
+    dataset.tensors = (X.double() + 3.0, y)
     model, alone = make_model().double(), make_model().double()
     for module in [*model.modules(), *alone.modules()]:
         if isinstance(module, nn.BatchNorm2d):

@@ -38,9 +38,10 @@ def test_sharding_equals_copies_and_dropped_blocks_cost_nothing() -> None:
     depth, count = StochasticDepth(drop_rate=0.7), Count()
     with counted_calls(gather, scatter) as counts:
         train(sharded, data, "20ba", depth, count, parallelism="fsdp")
-    for one, other in zip(copies.parameters(), sharded.parameters(), strict=True):
+    shards: list[Any] = list(sharded.parameters())
+    for one, other in zip(copies.parameters(), shards, strict=True):
         assert torch.equal(one, other.full_tensor())
-    assert sum(p.to_local().numel() for p in sharded.parameters()) < 0.6 * sum(p.numel() for p in copies.parameters())
+    assert sum(p.to_local().numel() for p in shards) < 0.6 * sum(p.numel() for p in copies.parameters())
     assert len(count.seen) > 2
     first, counts_of_first = next((dropped, list(counts)) for dropped, counts in count.seen.items())
     assert counts_of_first[0][1] == 7 - first, "each block and the rest is reduced once, what is dropped is not"
