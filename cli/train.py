@@ -127,11 +127,11 @@ def train(
         protect_projections=protect_projections,
     )
     smoothing = [LabelSmoothing(label_smoothing)] if label_smoothing else []
-    distributed.join_process_group(check_device(device), check_timeout(dist_timeout))
+    distributed.join_process_group(check_device("device", device), check_timeout("dist_timeout", dist_timeout))
     train_dataloader, eval_dataloader = digits_dataloaders(batch_size, image_size, num_workers)
     num_batches = count_batches(max_duration, train_dataloader)
 
-    torch.manual_seed(check_seed(seed))
+    torch.manual_seed(check_seed("seed", seed))
     network = composer_resnet(model, num_classes=10)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -174,8 +174,7 @@ def count_batches(max_duration: str, dataloader: DataLoader[Any]) -> int:
     """The number of batches that a training of this duration takes."""
     from ..trainer.checks import check_duration
 
-    duration = check_duration(max_duration, dataloader)
-    assert duration is not None
+    duration = check_duration("max_duration", max_duration)
     if duration.unit.value == "ba":
         return int(duration)
     if duration.unit.value == "ep":

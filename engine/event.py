@@ -12,10 +12,10 @@ class Event(str, Enum):
     .. code-block:: python
 
         # <INIT>                            once, on the raw model, when the Trainer is built
-        if resuming:
-            # <BEFORE_LOAD>
+        # <BEFORE_LOAD>
+        if there_is_a_checkpoint:
             load_checkpoint()
-            # <AFTER_LOAD>
+        # <AFTER_LOAD>
         # <FIT_START>
         for epoch in epochs:
             # <EPOCH_START>

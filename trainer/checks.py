@@ -1,8 +1,11 @@
-"""Refuses what cannot train, before anything is done. Every message names the argument, the rule and the value."""
+"""Checks of the arguments of a Trainer. Every message names the argument, the rule and the value.
 
-import math
+Those that take ``(name, value)`` check one argument by itself and return what the Trainer works with.
+"""
+
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,28 +14,39 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..engine import Time, TimeUnit, as_time
+from ..engine.checks import check_int, check_number
 
 T = TypeVar("T")
 
 
-def check_model(model: Any) -> nn.Module:
-    """A model must be an ``nn.Module`` with ``loss(outputs, batch)``."""
+def check_model(name: str, model: Any) -> nn.Module:
+    """A model must be an ``nn.Module`` with ``loss(outputs, batch)``, not wrapped for parallel training."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+        raise TypeError(f"{name} must be a torch.nn.Module, got {model!r}")
     if not callable(getattr(model, "loss", None)):
         raise TypeError(
-            f"model must have a method loss(outputs, batch), {type(model).__name__} has none; for a classifier of "
+            f"{name} must have a method loss(outputs, batch), {type(model).__name__} has none; for a classifier of "
             f"(inputs, targets) wrap it: model = etude.models.ComposerClassifier(model, num_classes=10)"
         )
+    for module in model.modules():
+        if type(module).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            raise ValueError(
+                f"{name} must not be wrapped for parallel training, as the Trainer does that itself under torchrun, "
+                f"got a {type(module).__name__}"
+            )
     return model
 
 
-def check_dataloader(dataloader: Any, name: str) -> Iterable[Any] | None:
-    """A dataloader must be iterable and, where it tells its length, not empty."""
-    if dataloader is None:
-        return None
+def check_dataloader(name: str, dataloader: Any) -> Iterable[Any]:
+    """A dataloader must be iterable and, where it has a length, not empty."""
     if not isinstance(dataloader, Iterable):
         raise TypeError(f"{name} must be an iterable of batches, got {dataloader!r}")
+    if isinstance(dataloader, (str, bytes, Mapping, Tensor)):
+        raise TypeError(f"{name} must be an iterable of batches, got a {type(dataloader).__name__}")
+    if isinstance(dataloader, (list, tuple)) and any(
+        isinstance(item, torch.utils.data.DataLoader) for item in dataloader
+    ):
+        raise TypeError(f"{name} must be one dataloader, got a {type(dataloader).__name__} of several")
     try:
         length = len(dataloader)  # type: ignore[arg-type]  # TypeError is an answer
     except TypeError:
@@ -42,68 +56,127 @@ def check_dataloader(dataloader: Any, name: str) -> Iterable[Any] | None:
     return dataloader
 
 
-def check_duration(max_duration: str | Time | None, train_dataloader: Any) -> Time | None:
-    """A duration must be positive and come together with the data to train on."""
-    if max_duration is None and train_dataloader is None:
-        return None
-    if train_dataloader is None:
-        raise ValueError(f'train_dataloader must be given to train for max_duration="{max_duration}", got None')
-    if max_duration is None:
-        raise ValueError('max_duration must be given with train_dataloader, for example "3ep", got None')
-    duration = as_time(max_duration, "max_duration")
-    if duration.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
-        raise ValueError(f'max_duration must be in epochs, batches or samples ("ep", "ba", "sp"), got "{duration}"')
-    if duration <= 0:
-        raise ValueError(f'max_duration must be positive, got "{duration}"')
-    return duration
-
-
-def check_interval(interval: str | Time | None, eval_dataloader: Any) -> Time:
-    """An evaluation interval must be positive, in epochs or batches, and have data to evaluate on."""
-    if interval is None:
-        return Time(1, TimeUnit.EPOCH)
-    if eval_dataloader is None:
-        raise ValueError(f'eval_interval must come with an eval_dataloader to have an effect, got "{interval}"')
-    time = as_time(interval, "eval_interval")
-    if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or time <= 0:
-        raise ValueError(f'eval_interval must be positive and in epochs or batches, got "{time}"')
+def check_duration(name: str, duration: Any) -> Time:
+    """A duration must be positive and in epochs, batches or samples; an int counts epochs."""
+    time = _as_time(name, duration)
+    if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
+        raise ValueError(f'{name} must be in epochs, batches or samples ("ep", "ba", "sp"), got "{time}"')
+    if time <= 0:
+        raise ValueError(f'{name} must be positive, got "{time}"')
     return time
 
 
-def check_microbatch_size(size: Any) -> int | None:
-    """A microbatch has at least one row; ``"auto"`` begins with the whole batch."""
-    if size == "auto":
-        return None
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(f"device_train_microbatch_size must be a whole number of at least 1, or 'auto', got {size!r}")
+def check_eval_interval(name: str, interval: Any) -> Time:
+    """An evaluation interval must be positive and in epochs or batches; None is ``"1ep"``."""
+    if interval is None:
+        return Time(1, TimeUnit.EPOCH)
+    time = as_time(interval, name)
+    if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or time <= 0:
+        raise ValueError(f'{name} must be positive and in epochs or batches, got "{time}"')
+    return time
+
+
+def check_save_interval(name: str, interval: Any) -> Time:
+    """An interval between checkpoints must be positive, in any unit; None is ``"1ep"``."""
+    if interval is None:
+        return Time(1, TimeUnit.EPOCH)
+    time = as_time(interval, name)
+    if time <= 0:
+        raise ValueError(f'{name} must be positive, got "{time}"')
+    if time.unit is TimeUnit.DURATION and time > 1:
+        raise ValueError(f'{name} must be at most "1dur", the whole training, got "{time}"')
+    return time
+
+
+def check_num_to_keep(name: str, count: Any) -> int:
+    """A number of checkpoints is at least 1, or -1 for all; None is 3."""
+    if count is None:
+        return 3
+    if isinstance(count, bool) or not isinstance(count, int) or (count < 1 and count != -1):
+        raise ValueError(f"{name} must be an int >= 1, or -1 for all, got {count!r}")
+    return count
+
+
+def check_microbatch_size(name: str, size: Any) -> Any:
+    """A microbatch has at least one row; ``"auto"`` starts with the whole batch; None is the whole batch."""
+    is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    if not is_size and size not in (None, "auto"):
+        raise ValueError(f"{name} must be an int >= 1, or 'auto', got {size!r}")
     return size
 
 
-def check_seed(seed: int) -> int:
-    """A seed is a whole number that every generator takes."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
-    return seed
+def check_seed(name: str, seed: Any) -> int:
+    """A seed is an int that every generator takes."""
+    return check_int(name, seed, ge=0, lt=2**32)
 
 
-def check_device(device: str | torch.device | None) -> torch.device:
-    """A device must be there; None is the GPU where there is one; ``"gpu"`` is another word for ``"cuda"``."""
+def check_steps(name: str, count: Any) -> int:
+    """A number of steps is an int of at least 0."""
+    return check_int(name, count, ge=0)
+
+
+def check_timeout(name: str, seconds: Any) -> float:
+    """A timeout is a positive number of seconds."""
+    return check_number(name, seconds, gt=0)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """A switch is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of several words."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_device(name: str, device: Any) -> torch.device:
+    """A device must be available; None is the GPU where there is one; ``"gpu"`` is another word for ``"cuda"``."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device("cuda" if device == "gpu" else device)
     except (RuntimeError, TypeError):
-        raise ValueError(f'device must be "cpu", "gpu" or a torch device, got {device!r}') from None
+        raise ValueError(f'{name} must be "cpu", "gpu" or a torch device, got {device!r}') from None
     try:
         if found.type == "meta":
             raise RuntimeError("a meta device holds no data")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device must be available on this machine, got {device!r}") from error
+        raise ValueError(f"{name} must be available on this machine, got {device!r}") from error
     return found
 
 
-def as_sequence(value: Any, kind: type[T], name: str) -> tuple[T, ...]:
+def check_run_name(name: str, run_name: Any) -> str:
+    """The name of a run must be one plain folder name, so that it stays within ``runs``."""
+    if not isinstance(run_name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", run_name, re.ASCII):
+        raise ValueError(
+            f"{name} must be letters, digits and . _ + -, and start with a letter or digit, got {run_name!r}"
+        )
+    return run_name
+
+
+def check_folder(name: str, folder: Any) -> Path:
+    """A folder must be a path on this machine; a relative one is made absolute, so that it stays where it is."""
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise TypeError(f"{name} must be a path, got {folder!r}")
+    if "://" in str(folder) or "{" in str(folder):
+        raise ValueError(f"{name} must be a plain path on this machine, without a protocol or braces, got {folder!r}")
+    return Path(folder).absolute()
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A path to read from."""
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"{name} must be a path, got {path!r}")
+    return Path(path).absolute()
+
+
+def as_sequence(name: str, value: Any, kind: type[T]) -> tuple[T, ...]:
     """One object of a kind, or a sequence of them, as a tuple."""
     values: Sequence[Any] = () if value is None else (value,) if isinstance(value, kind) else value
     if not isinstance(values, (tuple, list)):
@@ -115,9 +188,11 @@ def as_sequence(value: Any, kind: type[T], name: str) -> tuple[T, ...]:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
-    """Every parameter of an optimizer must be one of the model."""
+    """Every parameter of an optimizer must be one of the model, and it must step without a closure."""
     known = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("optimizers must step without a closure, got LBFGS, which needs one")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         strangers = sum(id(parameter) not in known for parameter in parameters)
         if strangers:
@@ -127,83 +202,15 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
             )
 
 
-def check_steps(optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]) -> None:
-    """Optimizers and schedulers must step without being handed anything."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, LBFGS):
-            raise ValueError("optimizers must step without a closure, got LBFGS, which needs one")
+def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Optimizer]) -> None:
+    """Every scheduler must drive one of the optimizers, and step without a metric."""
     for scheduler in schedulers:
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError("schedulers must step without a metric, got ReduceLROnPlateau, which needs one")
-
-
-def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Optimizer]) -> None:
-    """Every scheduler must drive one of the optimizers."""
-    for scheduler in schedulers:
         if all(scheduler.optimizer is not optimizer for optimizer in optimizers):
             raise ValueError(
                 f"schedulers must drive one of the optimizers, {type(scheduler).__name__} drives another "
                 f"{type(scheduler.optimizer).__name__}"
-            )
-
-
-def check_run_name(run_name: str) -> str:
-    """A run's name must be one plain folder name, so that it cannot lead out of ``runs``."""
-    if not isinstance(run_name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", run_name, re.ASCII):
-        raise ValueError(
-            f"run_name must be letters, digits and . _ + -, and start with a letter or digit, got {run_name!r}"
-        )
-    return run_name
-
-
-def check_save_interval(interval: str | Time | None, save_folder: Any) -> Time:
-    """An interval between checkpoints must be positive, in any unit, and have a folder to save to."""
-    if interval is None:
-        return Time(1, TimeUnit.EPOCH)
-    if save_folder is None:
-        raise ValueError(f'save_interval must come with a save_folder to have an effect, got "{interval}"')
-    time = as_time(interval, "save_interval")
-    if time <= 0:
-        raise ValueError(f'save_interval must be positive, got "{time}"')
-    if time.unit is TimeUnit.DURATION and time > 1:
-        raise ValueError(f'save_interval must be at most "1dur", the whole training, got "{time}"')
-    return time
-
-
-def check_timeout(seconds: float) -> float:
-    """A timeout is a positive number of seconds."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise ValueError(f"dist_timeout must be a positive number of seconds, got {seconds!r}")
-    return seconds
-
-
-def check_nonfinite_steps(count: int) -> int:
-    """A bound on steps is a whole number."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"max_nonfinite_steps must be a whole number of at least 0, got {count!r}")
-    return count
-
-
-def check_num_checkpoints_to_keep(count: int | None, save_folder: Any) -> int:
-    """A number of checkpoints needs a folder to keep them in; None is 3."""
-    if count is not None and save_folder is None:
-        raise ValueError(f"save_num_checkpoints_to_keep must come with a save_folder to have an effect, got {count!r}")
-    return 3 if count is None else count
-
-
-def check_loading(load_path: Any, load_weights_only: bool) -> None:
-    """Where the weights come from must be said."""
-    if load_weights_only and load_path is None:
-        raise ValueError("load_weights_only must come with a load_path to have an effect, got none")
-
-
-def check_is_bare(model: nn.Module) -> None:
-    """The Trainer makes the training parallel itself, block by block; a wrapper would do it a second time."""
-    for module in model.modules():
-        if type(module).__name__ in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-            raise ValueError(
-                f"model must not be wrapped for parallel training, as the Trainer does that itself under torchrun, got "
-                f"a {type(module).__name__}"
             )
 
 
@@ -213,3 +220,8 @@ def check_loss(loss: Any) -> Tensor:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(f"model.loss must return a tensor without dimensions, the mean over the batch; got {what}")
     return loss
+
+
+def _as_time(name: str, value: Any) -> Time:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return Time(value, TimeUnit.EPOCH) if is_int else as_time(value, name)

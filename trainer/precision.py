@@ -1,19 +1,13 @@
 """The dtype of the forward pass: full precision, or automatic mixed precision."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 Precision = Literal["fp32", "amp_bf16", "amp_fp16"]
 
 _DTYPES = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
-
-
-def check_precision(precision: str) -> None:
-    """Raise a ValueError for an unknown precision."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,19 +21,20 @@ from .torch_internals import split_scheduler
 
 _log = logging.getLogger(__name__)
 
-# Settings that may change at a resume; a warning names those that do.
-_MAY_CHANGE = ("device", "torch", "python", "world_size", "deterministic_mode", "eval_interval", "parallelism")
+# What may differ at a resume besides options; a warning names it.
+_ENVIRONMENT = ("torch", "python", "world_size")
 _CODE = re.compile(r"(\d+\.\d+):[0-9a-f]+")  # of a function: the version of Python, and a hash
 
 
-def describe(state: State, **others: Any) -> dict[str, Any]:
+def describe(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     """Give the settings of a run as nested plain values; a warning names those that cannot be compared.
 
     Args:
         state: The run before its first step.
-        others: Further settings by name.
+        options: Those of the Trainer that are not taken from the state.
     """
     settings = {
+        **options,
         "model": type(state.model).__name__,
         "parameters": _fingerprint(state.model),
         "max_duration": None if state.max_duration is None else str(state.max_duration),
@@ -40,13 +42,10 @@ def describe(state: State, **others: Any) -> dict[str, Any]:
         "optimizers": [_describe_optimizer(optimizer) for optimizer in state.optimizers],
         "schedulers": [_describe_scheduler(scheduler) for scheduler in state.schedulers],
         "train_dataloader": describe_dataloader(state.train_dataloader),
-        "device": state.device.type,
         "device_train_microbatch_size": state.device_train_microbatch_size,
-        "seed": state.seed,
         "world_size": state.world_size,
         "torch": str(torch.__version__),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        **others,
     }
     if (opaque := find_opaque(settings)) and state.rank == 0:
         _log.warning("a resume cannot tell whether these settings have changed: %s", ", ".join(opaque))
@@ -85,17 +84,22 @@ def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
             raise ValueError(f"all ranks must have the same settings, rank {rank} differs from rank 0 in {changes[0]}")
 
 
-def check_same_training(saved: Any, settings: dict[str, Any], state: State) -> None:
+def check_same_training(saved: Any, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
     """Refuse to resume if the settings make it a different training, and warn of all other changes.
+
+    Args:
+        saved: The settings in the checkpoint.
+        settings: Of the run that resumes.
+        may_change: The options that do not make it a different training.
 
     Raises:
         ValueError: It names all settings that must be the same and are not.
     """
     if not isinstance(saved, dict):
         raise ValueError(f"the settings in a checkpoint must be a dictionary, got a {type(saved).__name__}")
-    may_change = [*_MAY_CHANGE, *([] if _depends_on_duration(state) else ["max_duration"])]
-    kept = {name: value for name, value in saved.items() if name not in may_change}
-    if changes := _differences(kept, {name: value for name, value in settings.items() if name not in may_change}):
+    free = {*may_change, *_ENVIRONMENT}
+    kept = {name: value for name, value in saved.items() if name not in free}
+    if changes := _differences(kept, {name: value for name, value in settings.items() if name not in free}):
         raise ValueError(
             f"the settings must be those of the run that is resumed, changed: {'; '.join(changes)}. A new "
             "training from its weights takes load_path, load_weights_only=True and another save_folder"
@@ -104,10 +108,6 @@ def check_same_training(saved: Any, settings: dict[str, Any], state: State) -> N
         _log.warning("resuming with other settings: %s", "; ".join(changes))
     if saved.get("python") != settings["python"]:
         _log.warning("the code of functions among the settings is not compared between versions of Python")
-
-
-def _depends_on_duration(state: State) -> bool:
-    return any(algorithm.depends_on_duration for algorithm in state.algorithms)
 
 
 def _differences(before: Any, after: Any, name: str = "") -> list[str]:

@@ -1,6 +1,5 @@
 """The Trainer: it turns the loop and tells the engine of every event. `Event` shows the loop as a text."""
 
-import logging
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -10,27 +9,17 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Algorithm, Callback, Engine, Event, Logger, LoggerDestination, State, Time, TimeUnit
-from ..loggers import FileLogger, ProgressBar
-from . import checks, distributed
-from .checkpoint.contents import restore, restore_generators, restore_weights
-from .checkpoint.loading import find_checkpoint
-from .checkpoint.saver import with_saver
+from ..engine import Algorithm, Callback, Event, LoggerDestination, Time, TimeUnit
+from .assembly import assemble
+from .checkpoint.contents import restore_generators
 from .data.batches import read_batches
-from .data.reader import EpochReader
-from .distributed.batchnorm import convert_batchnorm
-from .distributed.parallelism import Parallelism, check_parallelism, parallelize
+from .distributed.parallelism import Parallelism
 from .evaluation import evaluate
-from .precision import Precision, check_precision, grad_scaler
-from .reproducibility import seed_all
-from .settings import check_same_on_all_ranks, describe, describe_dataloader
+from .precision import Precision
 from .signals import SignalListener, TrainingInterrupted
-from .step import TrainStep
-
-_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -126,106 +115,16 @@ class Trainer:
         sync_batchnorm: bool = False,
         dist_timeout: float = 300.0,
     ) -> None:
-        place = distributed.join_process_group(checks.check_device(device), checks.check_timeout(dist_timeout))
-        with distributed.all_or_none():
-            check_precision(precision)
-            state = State(
-                model=checks.check_model(model),
-                max_duration=checks.check_duration(max_duration, train_dataloader),
-                train_dataloader=checks.check_dataloader(train_dataloader, "train_dataloader"),
-                eval_dataloader=checks.check_dataloader(eval_dataloader, "eval_dataloader"),
-                optimizers=checks.as_sequence(optimizers, Optimizer, "optimizers"),
-                schedulers=checks.as_sequence(schedulers, LRScheduler, "schedulers"),
-                algorithms=checks.as_sequence(algorithms, Algorithm, "algorithms"),
-                device=place,
-                scaler=grad_scaler(precision, place),
-                device_train_microbatch_size=checks.check_microbatch_size(device_train_microbatch_size),
-                seed=checks.check_seed(seed),
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-            )
-            in_step = state.device_train_microbatch_size is not None and (parallelism == "fsdp" or sync_batchnorm)
-            self._train_reader = _reader(state, "train_dataloader", equal_shares=in_step)
-            self._eval_reader = _reader(state, "eval_dataloader")
-            checks.check_optimizers(state.optimizers, model)
-            checks.check_schedulers(state.schedulers, state.optimizers)
-            checks.check_steps(state.optimizers, state.schedulers)
-            checks.check_nonfinite_steps(max_nonfinite_steps)
-            checks.check_loading(load_path, load_weights_only)
-            checks.check_is_bare(model)
-            check_parallelism(
-                parallelism,
-                halve_microbatches=device_train_microbatch_size == "auto",
-                sync_batchnorm=sync_batchnorm,
-                find_unused_parameters=find_unused_parameters,
-            )
-            self._eval_interval = checks.check_interval(eval_interval, eval_dataloader)
-            state.callbacks, self._saver = with_saver(
-                checks.as_sequence(callbacks, Callback, "callbacks"),
-                save_folder,
-                save_interval,
-                save_num_checkpoints_to_keep,
-            )
-            together = {
-                "callbacks": [type(callback).__name__ for callback in state.callbacks],
-                "saver": self._saver and self._saver.describe(),
-                "eval_dataloader": describe_dataloader(eval_dataloader),
-                "load_path": str(load_path),
-                "load_weights_only": load_weights_only,
-                "autoresume": autoresume,
-                "device_train_microbatch_size": device_train_microbatch_size,
-                "max_nonfinite_steps": max_nonfinite_steps,
-                "find_unused_parameters": find_unused_parameters,
-                "sync_batchnorm": sync_batchnorm,
-            }
-        check_same_on_all_ranks(together)  # all of which ranks do together, and would wait for each other in vain
-        found = find_checkpoint(None if self._saver is None else self._saver.folder, load_path, autoresume)
-        goes_on = found is not None and (found.is_own or not load_weights_only)
-        with distributed.all_or_none():
-            if self._saver is not None:
-                self._saver.check_folder(found.path if found is not None and goes_on else None, autoresume)
-            destinations = list(checks.as_sequence(loggers, LoggerDestination, "loggers"))
-            if run_name is not None:
-                folder = Path("runs") / checks.check_run_name(run_name)
-                destinations.append(FileLogger(folder, append=autoresume or goes_on))
-            if progress_bar:
-                destinations.append(ProgressBar())
-
-        self.state = state
-        self.logger = Logger(state, destinations if state.rank == 0 else ())
-        self.engine = Engine(state, self.logger)
-        self._precision = precision
-        self._step_schedulers_every_batch = step_schedulers_every_batch
-        self._loaded: dict[str, Any] | None = None
-        seed_all(seed, deterministic_mode, state.rank)
-        with distributed.all_or_none():
-            self.engine.run_event(Event.INIT)
-            if sync_batchnorm:
-                convert_batchnorm(state)
-            checks.check_optimizers(state.optimizers, model)  # again: an algorithm may have replaced parameters
-            if train_dataloader is not None and not state.optimizers:
-                state.optimizers = (_default_optimizer(model),)
-        state.settings = describe(
-            state,
-            precision=precision,
-            step_schedulers_every_batch=step_schedulers_every_batch,
-            eval_interval=str(self._eval_interval),
-            deterministic_mode=deterministic_mode,
-            sync_batchnorm=sync_batchnorm,
-            parallelism=parallelism,
-        )
-        check_same_on_all_ranks(state.settings)
-        synchronizer = parallelize(state, parallelism, find_unused_parameters=find_unused_parameters)
-        if found is not None:
-            self._load(found.path, found.contents, weights_only=not goes_on)
-        self._step = TrainStep(
-            self.engine,
-            precision=precision,
-            halve_microbatches=device_train_microbatch_size == "auto",
-            max_nonfinite_steps=max_nonfinite_steps,
-            step_schedulers=step_schedulers_every_batch,
-            synchronizer=synchronizer,
-        )
+        parts = assemble({name: value for name, value in locals().items() if name != "self"})
+        self.state = parts.engine.state
+        self.engine = parts.engine
+        self.logger = parts.engine.logger
+        self._options = parts.options
+        self._saver = parts.saver
+        self._step = parts.train_step
+        self._train_reader = parts.train_reader
+        self._eval_reader = parts.eval_reader
+        self._resumed = parts.resumed
 
     def fit(self) -> None:
         """Train until `max_duration` is reached, and evaluate on the way.
@@ -243,8 +142,10 @@ class Trainer:
         """
         if self._train_reader is None:
             raise ValueError("train_dataloader must be given to fit, got None")
+        if self.state.max_duration is None:
+            raise ValueError('max_duration must be given to fit, for example "3ep", got None')
         self._check_open("fit")
-        if self.state.is_finished and self._loaded is None:
+        if self.state.is_finished and self._resumed is None:
             raise RuntimeError(f'max_duration="{self.state.max_duration}" is reached: there is nothing left to fit')
         try:
             self.logger.log_hyperparameters(self.state.settings)
@@ -268,7 +169,7 @@ class Trainer:
             raise ValueError("eval_dataloader must be given to evaluate, got None")
         self._check_open("eval")
         self.engine.run_event(Event.EVAL_STANDALONE_START)
-        evaluate(self.engine, self._eval_reader, self._precision)
+        evaluate(self.engine, self._eval_reader, self._options.precision)
         self.engine.run_event(Event.EVAL_STANDALONE_END)
         return self.state.eval_metrics
 
@@ -288,7 +189,7 @@ class Trainer:
         self._restore_generators()  # before the first event, as it may save them,
         run_event(Event.FIT_START)
         self._restore_generators()  # and after it, as it may draw from them
-        self._loaded = None
+        self._resumed = None
         while not state.is_finished or state.is_at_end_of_epoch:
             self._train_epoch(listener)
         self._step.settle()
@@ -322,7 +223,7 @@ class Trainer:
             return
         self._step.settle()
         state.timestamp = state.timestamp.to_next_epoch()
-        if not self._step_schedulers_every_batch:
+        if not self._options.step_schedulers_every_batch:
             self._step.step_schedulers()
         if start == 0:
             self.logger.log_metrics({"time/epoch": time.perf_counter() - started})
@@ -334,10 +235,10 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self._eval_reader is not None, "only due where there is data"
         self._step.settle()
-        evaluate(self.engine, self._eval_reader, self._precision)
+        evaluate(self.engine, self._eval_reader, self._options.precision)
 
     def _is_due(self, unit: TimeUnit) -> bool:
-        state, interval = self.state, self._eval_interval
+        state, interval = self.state, self._options.eval_interval
         if self._eval_reader is None or interval.unit is not unit:
             return False
         return state.timestamp.get(unit).value % interval.value == 0
@@ -348,24 +249,9 @@ class Trainer:
         self._saver.save_once(self.state, self.logger, must_succeed=True)
         raise TrainingInterrupted(listener.received or signal.SIGTERM)
 
-    def _load(self, path: Path, contents: dict[str, Any], *, weights_only: bool) -> None:
-        self.engine.run_event(Event.BEFORE_LOAD)
-        try:
-            if weights_only:
-                restore_weights(contents, self.state, path.parent)
-            else:
-                restore(contents, self.state, self.logger, path.parent)
-                self._loaded = {"ranks": contents["ranks"]}
-        except ValueError as error:
-            error.add_note(f"while loading {path}")
-            raise
-        if self._saver is not None and not weights_only:
-            self._saver.has_loaded(self.state, path)
-        self.engine.run_event(Event.AFTER_LOAD)
-
     def _restore_generators(self) -> None:
-        if self._loaded is not None:
-            restore_generators(self._loaded, self.state.device)
+        if self._resumed is not None:
+            restore_generators(self._resumed, self.state.device)
 
     def _check_open(self, action: str) -> None:
         if self.engine.is_closed:
@@ -376,25 +262,3 @@ class Trainer:
             self.close()
         except ExceptionGroup as group:
             error.add_note(f"while closing, too: {group!r}")
-
-
-def _reader(state: State, name: str, *, equal_shares: bool = False) -> EpochReader | None:
-    dataloader = getattr(state, name)
-    if dataloader is None:
-        return None
-    return EpochReader(
-        dataloader,
-        name=name,
-        seed=state.seed,
-        rank=state.rank,
-        world_size=state.world_size,
-        for_training=name == "train_dataloader",
-        equal_shares=equal_shares,
-    )
-
-
-def _default_optimizer(model: nn.Module) -> Optimizer:
-    optimizer = AdamW(model.parameters())
-    lr, weight_decay = optimizer.defaults["lr"], optimizer.defaults["weight_decay"]
-    _log.warning("no optimizers were given: training with AdamW(lr=%g, weight_decay=%g)", lr, weight_decay)
-    return optimizer

@@ -35,7 +35,7 @@ def test_the_module_is_the_command() -> None:
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--image-size", "4"], "image_size must be at least 8"),
         (["--label-smoothing", "2"], "smoothing must be in [0, 1], got 2.0"),
-        (["--seed", "-1"], "seed must be a whole number from 0"),
+        (["--seed", "-1"], "seed must be an int >= 0"),
         (["--run-name", "../elsewhere"], "run_name must be letters, digits"),
         (["--device", "abacus"], "device must be"),
         (["--lr", "-1"], "lr must be a positive number, got -1.0"),

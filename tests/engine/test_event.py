@@ -52,7 +52,7 @@ def told_by_the_text(interval: str, resuming: bool = False) -> list[str]:
     run_block(
         BLOCKS[0],
         log,
-        resuming=resuming,
+        there_is_a_checkpoint=resuming,
         load_checkpoint=lambda: log.append("load"),
         epochs=range(2),
         next_batch=feed(2),
@@ -122,8 +122,8 @@ def test_fit_does_exactly_what_the_text_says(interval):
 
 def test_a_checkpoint_is_loaded_after_init_and_before_fit_start() -> None:
     fresh, resumed = told_by_the_text("1ep"), told_by_the_text("1ep", resuming=True)
-    assert fresh[:2] == ["INIT", "FIT_START"]
-    assert resumed == ["INIT", "BEFORE_LOAD", "load", "AFTER_LOAD", *fresh[1:]]
+    assert fresh[:4] == ["INIT", "BEFORE_LOAD", "AFTER_LOAD", "FIT_START"]
+    assert resumed == ["INIT", "BEFORE_LOAD", "load", "AFTER_LOAD", *fresh[3:]]
 
 
 def test_standalone_evaluation_does_exactly_what_the_text_says():

@@ -200,7 +200,7 @@ class TestALossThatIsNoNumber:
 
     @pytest.mark.parametrize("count", [-1, True, 1.0, None])
     def test_a_bound_that_is_none_is_refused(self, count: Any) -> None:
-        with pytest.raises(ValueError, match="max_nonfinite_steps must be a whole number of at least 0"):
+        with pytest.raises(ValueError, match="max_nonfinite_steps must be an int >= 0"):
             make_trainer(max_nonfinite_steps=count)
 
 
@@ -357,7 +357,9 @@ class TestAFullDisk:
         with pytest.raises(OSError, match=os.strerror(code)) as caught:
             trainer.fit()
         assert caught.value.errno == code
-        assert caught.value.__notes__ == ["while saving saved/ep0-ba3.pt; earlier checkpoints are kept"]
+        assert caught.value.__notes__ == [
+            f"while saving {Path('saved/ep0-ba3.pt').absolute()}; earlier checkpoints are kept"
+        ]
         self.check_folder("ep0-ba1.pt", "ep0-ba2.pt")
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -369,7 +371,9 @@ class TestAFullDisk:
         assert differences(expected, fit(trainer)) == []
         errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
         assert errors == [
-            f"no space left to save saved/ep0-ba{n}.pt: training goes on, the checkpoint before is kept" for n in (2, 3)
+            f"no space left to save {Path().absolute()}/saved/ep0-ba{n}.pt: training goes on, "
+            "the checkpoint before is kept"
+            for n in (2, 3)
         ]
         self.check_folder("ep0-ba4.pt", "ep0-ba5.pt")
 

@@ -1,6 +1,6 @@
 """What a checkpoint holds: everything that the next step depends on, taken from a run and given back to one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...engine import Logger, State, Timestamp
 from .. import distributed
+from ..options import MAY_CHANGE
 from ..reproducibility import generator_states, generators_kept, set_generator_states
 from ..settings import check_same_training
 from ..torch_internals import mark_stepped
@@ -67,7 +68,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
     """
     before: list[tuple[Any, Any]] = []
     try:
-        check_same_training(contents["settings"], state.settings, state)
+        check_same_training(contents["settings"], state.settings, _may_change(state))
         contents = fit_to(contents, state, folder)
         timestamp = _timestamp(contents["timestamp"], state)
         evaluated_at = _whole("evaluated_at", contents["evaluated_at"], -1, timestamp.batch)
@@ -136,6 +137,13 @@ def restore_generators(contents: Mapping[str, Any], device: torch.device) -> Non
         set_generator_states(saved, device)
     except Exception as error:
         raise ValueError(f"the checkpoint does not hold the state of the generators: {error!r}") from error
+
+
+def _may_change(state: State) -> Collection[str]:
+    """The options that may differ between the run that is resumed and this one."""
+    if any(algorithm.depends_on_duration for algorithm in state.algorithms):
+        return MAY_CHANGE - {"max_duration"}
+    return MAY_CHANGE
 
 
 def _of_this_rank(contents: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Finds the checkpoint that a run starts from, the same one on all ranks, or the weights in it."""
 
 import logging
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from .. import distributed
 from .file import read_checkpoint
-from .folder import newest_good
+from .folder import newest_first, newest_good
 from .shards import whole_weights
 
 _log = logging.getLogger(__name__)
@@ -20,20 +21,23 @@ class Found(NamedTuple):
     Args:
         path: Where it lies.
         contents: What is in it, verified.
-        is_own: Whether it is of the run itself, which goes on, and not of another one.
+        weights_only: Whether a new training starts from its weights, instead of the run being resumed.
     """
 
     path: Path
     contents: dict[str, Any]
-    is_own: bool
+    weights_only: bool
 
 
-def find_checkpoint(save_folder: Path | None, load_path: str | Path | None, autoresume: bool) -> Found | None:
+def find_checkpoint(
+    save_folder: Path | None, load_path: Path | None, *, load_weights_only: bool, autoresume: bool
+) -> Found | None:
     """The checkpoint to resume from, verified and read; rank 0 reads it for all ranks.
 
     Args:
         save_folder: Where the run saves; None if it does not.
         load_path: A checkpoint, or a folder whose newest good one is meant.
+        load_weights_only: Whether only its weights are taken.
         autoresume: Whether the newest good one of `save_folder`, if there is one, comes first.
 
     Returns:
@@ -42,6 +46,7 @@ def find_checkpoint(save_folder: Path | None, load_path: str | Path | None, auto
     Raises:
         ValueError: If `autoresume` has no folder to look into, or what is found is not good.
         FileNotFoundError: If there is nothing at `load_path`.
+        FileExistsError: If `save_folder` holds checkpoints of another run, or later ones than the run starts from.
     """
     if autoresume and save_folder is None:
         raise ValueError("autoresume must come with a save_folder to have an effect, got none")
@@ -49,9 +54,11 @@ def find_checkpoint(save_folder: Path | None, load_path: str | Path | None, auto
     with distributed.all_or_none():
         if distributed.rank() == 0:
             if autoresume and save_folder is not None and (own := newest_good(save_folder)) is not None:
-                found = Found(*own, is_own=True)
+                found = Found(*own, weights_only=False)
             elif load_path is not None:
-                found = Found(*_read(Path(load_path)), is_own=False)
+                found = Found(*_read(load_path), weights_only=load_weights_only)
+            if save_folder is not None and not autoresume:
+                _check_folder(save_folder, None if found is None or found.weights_only else found.path)
             if found is not None:
                 _log.info("starting from %s", found.path)
     return distributed.from_rank_zero(found)
@@ -69,6 +76,18 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path, contents = _read(Path(path))
     return whole_weights(contents, path.parent)
+
+
+def _check_folder(folder: Path, start: Path | None) -> None:
+    """Refuse a folder with checkpoints that are not of the run's past: they would count as its newest."""
+    found = newest_first(folder)
+    if start is not None and start.resolve().parent == folder.resolve():
+        found = list(takewhile(lambda path: path.name != start.name, found))  # what is newer
+    if found:
+        raise FileExistsError(
+            f"save_folder must not hold checkpoints of another run, or later ones than the run starts from, got "
+            f"{found[0]}; autoresume=True resumes from it"
+        )
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -4,16 +4,16 @@ import errno
 import logging
 import math
 import time
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from ...engine import Callback, Logger, State, Time, TimeUnit
 from .. import distributed
-from ..checks import check_num_checkpoints_to_keep, check_save_interval
+from ..checks import check_choice, check_folder, check_num_to_keep, check_save_interval
+from ..settings import check_same_on_all_ranks
 from .contents import contents_of
 from .file import write_checkpoint
-from .folder import CHECKPOINT_NAME, checkpoint_name, newest_first, remove_old, remove_stale, set_pointer
+from .folder import CHECKPOINT_NAME, checkpoint_name, remove_old, remove_stale, set_pointer
 from .shards import remove_shards, write_shards
 
 _log = logging.getLogger(__name__)
@@ -52,14 +52,10 @@ class CheckpointSaver(Callback):
         best: str | None = None,
         on_full_disk: Literal["stop", "continue"] = "stop",
     ) -> None:
-        if isinstance(num_to_keep, bool) or not isinstance(num_to_keep, int) or (num_to_keep < 1 and num_to_keep != -1):
-            raise ValueError(f"num_to_keep must be a whole number of at least 1, or -1 for all, got {num_to_keep!r}")
-        if on_full_disk not in ("stop", "continue"):
-            raise ValueError(f"on_full_disk must be 'stop' or 'continue', got {on_full_disk!r}")
-        self.folder = Path(folder)
-        self.interval = check_save_interval(interval, folder)
-        self.num_to_keep = num_to_keep
-        self.on_full_disk = on_full_disk
+        self.folder = check_folder("folder", folder)
+        self.interval = check_save_interval("interval", interval)
+        self.num_to_keep = check_num_to_keep("num_to_keep", num_to_keep)
+        self.on_full_disk = check_choice("on_full_disk", on_full_disk, ("stop", "continue"))
         self._best_mode, self._best_metric = _read_best(best)
         self._best_value: float | None = None
         self._best_name: str | None = None
@@ -76,24 +72,29 @@ class CheckpointSaver(Callback):
                 f'best must come with an eval_dataloader to have an effect, got "{self._best_mode}:{self._best_metric}"'
             )
 
-    def check_folder(self, start: Path | None, autoresume: bool) -> None:
-        """Refuse a folder with checkpoints that are not of the run's past: they would count as its newest.
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Refuse ranks that would save at different times, as all of them save together."""
+        check_same_on_all_ranks(
+            {
+                "CheckpointSaver": {
+                    "interval": str(self.interval),
+                    "num_to_keep": self.num_to_keep,
+                    "best": f"{self._best_mode}:{self._best_metric}",
+                    "on_full_disk": self.on_full_disk,
+                }
+            }
+        )
 
-        Args:
-            start: The checkpoint that the run starts from; None if it begins anew.
-            autoresume: Whether the folder's own checkpoints were looked into for it.
-
-        Raises:
-            FileExistsError: If there are some.
-        """
-        found = [] if autoresume else newest_first(self.folder)
-        if start is not None and _is_in(start, self.folder):
-            found = list(takewhile(lambda path: path.name != start.name, found))  # what is newer
-        if found:
-            raise FileExistsError(
-                f"save_folder must not hold checkpoints of another run, or later ones than the run starts from, got "
-                f"{found[0]}; autoresume=True goes on from it"
-            )
+    def after_load(self, state: State, logger: Logger) -> None:
+        """See whether the checkpoint that was loaded, and the best one, are in the folder of this saver."""
+        best = self.folder / (self._best_name or "")
+        is_saved, has_best = distributed.from_rank_zero(
+            ((self.folder / checkpoint_name(*_moment(state))).is_file(), best.is_file())
+        )
+        if is_saved:
+            self._saved_at = _moment(state)
+        if not has_best:
+            self._best_value, self._best_name = None, None  # the next one is the best of this folder
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Clean up after a process that was killed, and save once, so that what cannot be saved fails now."""
@@ -178,19 +179,6 @@ class CheckpointSaver(Callback):
         is_same = state["best"] == f"{self._best_mode}:{self._best_metric}"
         self._best_value, self._best_name = (value, name) if is_same else (None, None)
 
-    def has_loaded(self, state: State, path: Path) -> None:
-        """Take note of the checkpoint that the run goes on from."""
-        if _is_in(path, self.folder):
-            self._saved_at = _moment(state)
-        if self._best_name is not None and not (self.folder / self._best_name).is_file():
-            self._best_value, self._best_name = None, None  # it lies in another folder: here, the next one is the best
-
-    def describe(self) -> dict[str, Any]:
-        """The settings, which must be the same on all ranks."""
-        best = f"{self._best_mode}:{self._best_metric}"
-        interval = str(self.interval)
-        return {"interval": interval, "num_to_keep": self.num_to_keep, "best": best, "on_full_disk": self.on_full_disk}
-
     def _save_if_due(self, state: State, logger: Logger) -> None:
         periods = self._count_periods(state)
         is_due, self._periods = periods > self._periods, periods
@@ -227,28 +215,6 @@ class CheckpointSaver(Callback):
         except Exception as error:
             return error
         return None
-
-
-def with_saver(
-    callbacks: tuple[Callback, ...],
-    folder: str | Path | None,
-    interval: str | Time | None,
-    num_to_keep: int | None,
-) -> tuple[tuple[Callback, ...], CheckpointSaver | None]:
-    """The callbacks with the one that saves checkpoints at their end, and that one itself."""
-    interval = check_save_interval(interval, folder)
-    num_to_keep = check_num_checkpoints_to_keep(num_to_keep, folder)
-    savers = [callback for callback in callbacks if isinstance(callback, CheckpointSaver)]
-    if folder is not None:
-        savers.append(CheckpointSaver(folder, interval, num_to_keep=num_to_keep))
-    if len(savers) > 1:
-        raise ValueError("save_folder and callbacks must give at most one CheckpointSaver, got several")
-    others = [callback for callback in callbacks if callback not in savers]
-    return (*others, *savers), savers[0] if savers else None
-
-
-def _is_in(path: Path, folder: Path) -> bool:
-    return path.resolve().parent == folder.resolve()
 
 
 def _moment(state: State) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
@@ -45,13 +45,9 @@ class Synchronizer(Protocol):
 
 
 def check_parallelism(
-    parallelism: str, *, halve_microbatches: bool, sync_batchnorm: bool, find_unused_parameters: bool
+    parallelism: Parallelism, *, halve_microbatches: bool, sync_batchnorm: bool, find_unused_parameters: bool
 ) -> None:
-    """Raise a ValueError for an unknown kind of parallelism, or one that does not go with other settings."""
-    if parallelism not in get_args(Parallelism):
-        raise ValueError(
-            f"parallelism must be one of {', '.join(map(repr, get_args(Parallelism)))}, got {parallelism!r}"
-        )
+    """Raise a ValueError for a kind of parallelism that does not go with other settings."""
     if find_unused_parameters and (parallelism == "fsdp" or sync_batchnorm):
         raise ValueError(
             "find_unused_parameters must be False with parallelism='fsdp' or sync_batchnorm=True, whose ranks wait for "

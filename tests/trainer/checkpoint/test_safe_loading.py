@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from etude import Trainer
 from etude.algorithms import StochasticDepth
 from etude.cli.weights import load_folded, save_weights
-from etude.engine import LoggerDestination
+from etude.engine import Callback, Logger, LoggerDestination, State
 from etude.models import composer_resnet
 from etude.trainer import CheckpointSaver
 from etude.trainer.checkpoint.file import read_checkpoint, write_checkpoint
@@ -38,7 +38,7 @@ class Watch(LoggerDestination):
             raise ValueError(f"it must be a text, got {state!r}")
 
 
-def make_trainer(save_to: str = "elsewhere", **settings: Any) -> Trainer:
+def make_trainer(save_to: str = "elsewhere", watching: Sequence[Callback] = (), **settings: Any) -> Trainer:
     """Everything that keeps a state: momentum, a schedule, an algorithm, a saver, a loss scaler, files."""
     torch.manual_seed(0)
     model = tiny_resnet(num_blocks=2)
@@ -51,7 +51,7 @@ def make_trainer(save_to: str = "elsewhere", **settings: Any) -> Trainer:
         algorithms=StochasticDepth(drop_rate=0.5),
         optimizers=optimizer,
         schedulers=OneCycleLR(optimizer, max_lr=0.2, total_steps=8),
-        callbacks=CheckpointSaver(save_to, "1ba", num_to_keep=-1, best="min:loss/eval/total"),
+        callbacks=[CheckpointSaver(save_to, "1ba", num_to_keep=-1, best="min:loss/eval/total"), *watching],
         loggers=Watch(),
         precision="amp_fp16",
         device="cpu",
@@ -129,18 +129,17 @@ class Attempt:
         write_checkpoint(self.path, crafted)
         files = bytes_of(self.path.parent / "runs")
         before: dict[str, Any] = {}
-        load = Trainer._load
+        attempt = self
 
-        def watched(trainer: Trainer, *args: Any, **options: Any) -> None:
-            self.parts = {"model": trainer.state.model, "optimizer": trainer.state.optimizers[0]}
-            before.update(look(self.parts))
-            load(trainer, *args, **options)
+        class Watched(Callback):
+            def before_load(self, state: State, logger: Logger) -> None:
+                attempt.parts = {"model": state.model, "optimizer": state.optimizers[0]}
+                before.update(look(attempt.parts))
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_load", watched)
             patch.setattr(importlib, "import_module", self.forbidden)
             try:
-                make_trainer(load_path=self.path, **settings)
+                make_trainer(load_path=self.path, watching=[Watched()], **settings)
             except ValueError as error:
                 assert differences(before, look(self.parts)) == []
                 assert bytes_of(self.path.parent / "runs") == files
@@ -162,7 +161,7 @@ def attempt(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attempt]:
     assert bytes_of(run) == before
 
 
-FREE = ("max_duration", "torch", "device", "world_size", "deterministic_mode", "eval_interval", "parallelism")
+FREE = ("max_duration", "torch", "python", "device", "world_size", "deterministic_mode", "eval_interval", "parallelism")
 
 
 class TestWhatTheProjectWrites:

@@ -304,12 +304,12 @@ class TestBadArguments:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"interval": "0ba"}, 'save_interval must be positive, got "0ba"'),
-            ({"interval": "-1ep"}, "save_interval must be positive"),
-            ({"interval": "0sec"}, "save_interval must be positive"),
-            ({"interval": "1.5dur"}, 'save_interval must be at most "1dur"'),
-            ({"interval": "often"}, "save_interval: a time string must be like"),
-            ({"num_to_keep": 0}, "num_to_keep must be a whole number of at least 1, or -1 for all, got 0"),
+            ({"interval": "0ba"}, 'interval must be positive, got "0ba"'),
+            ({"interval": "-1ep"}, "interval must be positive"),
+            ({"interval": "0sec"}, "interval must be positive"),
+            ({"interval": "1.5dur"}, 'interval must be at most "1dur"'),
+            ({"interval": "often"}, "interval: a time string must be like"),
+            ({"num_to_keep": 0}, "num_to_keep must be an int >= 1, or -1 for all, got 0"),
             ({"num_to_keep": -2}, "num_to_keep must be"),
             ({"num_to_keep": True}, "num_to_keep must be"),
             ({"num_to_keep": 2.0}, "num_to_keep must be"),
@@ -317,7 +317,7 @@ class TestBadArguments:
             ({"best": "max:"}, "best must be"),
             ({"best": "top:accuracy"}, "best must be"),
             ({"best": 3}, "best must be"),
-            ({"on_full_disk": "pray"}, "on_full_disk must be 'stop' or 'continue', got 'pray'"),
+            ({"on_full_disk": "pray"}, "on_full_disk must be one of 'stop', 'continue', got 'pray'"),
         ],
     )
     def test_they_are_refused_at_once(self, tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ def test_different_settings_are_refused() -> None:
 
 @on_ranks(2)
 def test_a_bad_setting_of_one_rank_is_refused_on_all() -> None:
-    with refused("max_nonfinite_steps must be a whole number of at least 0, got -1"):
+    with refused("max_nonfinite_steps must be an int >= 0, got -1"):
         train(LinearModel(), vectors(), "1ba", max_nonfinite_steps=-dist.get_rank())
 
 

@@ -1,0 +1,227 @@
+"""The construction of a Trainer, in stages: `assemble` names them in order."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from ..engine import Callback, Engine, Event, Logger, LoggerDestination, State
+from ..loggers import FileLogger, ProgressBar
+from . import checks, distributed
+from .checkpoint.contents import restore, restore_weights
+from .checkpoint.loading import Found, find_checkpoint
+from .checkpoint.saver import CheckpointSaver
+from .data.reader import EpochReader
+from .distributed.batchnorm import convert_batchnorm
+from .distributed.parallelism import Synchronizer, parallelize
+from .options import Options, check_options
+from .precision import grad_scaler
+from .reproducibility import seed_all
+from .settings import check_same_on_all_ranks, describe
+from .step import TrainStep
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a Trainer works with.
+
+    Args:
+        options: Of the Trainer.
+        engine: With the state and the logger.
+        train_step: Makes one optimizer step.
+        train_reader: Of the training data; None without any.
+        eval_reader: Of the evaluation data; None without any.
+        saver: The callback that saves checkpoints; None without one.
+        resumed: What ``restore_generators`` takes from the checkpoint that the run was resumed from; None if it
+            was not.
+    """
+
+    options: Options
+    engine: Engine
+    train_step: TrainStep
+    train_reader: EpochReader | None
+    eval_reader: EpochReader | None
+    saver: CheckpointSaver | None
+    resumed: dict[str, Any] | None
+
+
+def assemble(arguments: Mapping[str, Any]) -> Assembly:
+    """Build all parts of a Trainer from its arguments, and load what it starts from.
+
+    Bad arguments are refused before INIT, so that the model and all files are then unchanged.
+
+    Args:
+        arguments: All arguments of the Trainer by name.
+    """
+    device = join_ranks(arguments)
+    with distributed.all_or_none():
+        options = check_options(arguments)
+        saver = find_saver(options)
+        state = build_state(options, saver, device)
+        open_readers(state, options)
+    check_same_on_all_ranks(options.for_ranks())  # before the first work that ranks do together
+    found = find_start(options, saver)
+    with distributed.all_or_none():
+        logger = open_loggers(options, state, found)
+    engine = Engine(state, logger)
+    with distributed.all_or_none():
+        initialize(engine, options)
+        train_reader, eval_reader = open_readers(state, options)  # again: an algorithm may have replaced the data
+    state.settings = describe(state, options.for_settings())
+    check_same_on_all_ranks(state.settings)
+    synchronizer = parallelize(state, options.parallelism, find_unused_parameters=options.find_unused_parameters)
+    load(engine, found)
+    train_step = build_step(engine, options, synchronizer)
+    resumed = None if found is None or found.weights_only else {"ranks": found.contents["ranks"]}
+    return Assembly(options, engine, train_step, train_reader, eval_reader, saver, resumed)
+
+
+def join_ranks(arguments: Mapping[str, Any]) -> torch.device:
+    """Join the process group where torchrun started several processes; the device of this rank."""
+    device = checks.check_device("device", arguments["device"])
+    return distributed.join_process_group(device, checks.check_timeout("dist_timeout", arguments["dist_timeout"]))
+
+
+def find_saver(options: Options) -> CheckpointSaver | None:
+    """The one `CheckpointSaver` of the run: that of `save_folder`, or one among the callbacks."""
+    savers = [callback for callback in options.callbacks if isinstance(callback, CheckpointSaver)]
+    if options.save_folder is not None:
+        interval, num_to_keep = options.save_interval, options.save_num_checkpoints_to_keep
+        savers.append(CheckpointSaver(options.save_folder, interval, num_to_keep=num_to_keep))
+    if len(savers) > 1:
+        raise ValueError("save_folder and callbacks must give at most one CheckpointSaver, got several")
+    return savers[0] if savers else None
+
+
+def build_state(options: Options, saver: CheckpointSaver | None, device: torch.device) -> State:
+    """The state before INIT. The saver is the last callback, so that it saves what the others have done."""
+    others = [callback for callback in options.callbacks if callback is not saver]
+    callbacks: list[Callback] = others if saver is None else [*others, saver]
+    size = options.device_train_microbatch_size
+    return State(
+        model=options.model,
+        max_duration=options.max_duration,
+        train_dataloader=options.train_dataloader,
+        eval_dataloader=options.eval_dataloader,
+        optimizers=options.optimizers,
+        schedulers=options.schedulers,
+        algorithms=options.algorithms,
+        callbacks=callbacks,
+        device=device,
+        scaler=grad_scaler(options.precision, device),
+        device_train_microbatch_size=None if size == "auto" else size,
+        seed=options.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def open_readers(state: State, options: Options) -> tuple[EpochReader | None, EpochReader | None]:
+    """Readers of the training and of the evaluation data; a dataloader that cannot be read is refused."""
+    return open_train_reader(state, options), _open_reader(state, "eval_dataloader", for_training=False)
+
+
+def open_train_reader(state: State, options: Options) -> EpochReader | None:
+    """A reader of the training data; None without any."""
+    has_equal_steps = options.parallelism == "fsdp" or options.sync_batchnorm
+    equal_shares = has_equal_steps and state.device_train_microbatch_size is not None
+    return _open_reader(state, "train_dataloader", for_training=True, equal_shares=equal_shares)
+
+
+def find_start(options: Options, saver: CheckpointSaver | None) -> Found | None:
+    """The checkpoint that the run starts from, the same on all ranks; None to begin a new training."""
+    return find_checkpoint(
+        None if saver is None else saver.folder,
+        options.load_path,
+        load_weights_only=options.load_weights_only,
+        autoresume=options.autoresume,
+    )
+
+
+def open_loggers(options: Options, state: State, found: Found | None) -> Logger:
+    """The logger with all destinations; only rank 0 has some."""
+    destinations: list[LoggerDestination] = list(options.loggers)
+    if options.run_name is not None:
+        is_resume = found is not None and not found.weights_only
+        folder = Path("runs").absolute() / options.run_name
+        destinations.append(FileLogger(folder, append=options.autoresume or is_resume))
+    if options.progress_bar:
+        destinations.append(ProgressBar())
+    return Logger(state, destinations if state.rank == 0 else ())
+
+
+def initialize(engine: Engine, options: Options) -> None:
+    """Seed all generators, run INIT on the raw model, and check what algorithms have made of it."""
+    state = engine.state
+    seed_all(options.seed, options.deterministic_mode, state.rank)
+    engine.run_event(Event.INIT)
+    if options.sync_batchnorm:
+        convert_batchnorm(state)
+    checks.check_model("state.model", state.model)
+    checks.check_optimizers(state.optimizers, state.model)
+    if state.train_dataloader is not None and not state.optimizers:
+        state.optimizers = (default_optimizer(state.model),)
+
+
+def load(engine: Engine, found: Found | None) -> None:
+    """Load the checkpoint that the run starts from, if there is one, between the events that announce it."""
+    engine.run_event(Event.BEFORE_LOAD)
+    if found is not None:
+        try:
+            if found.weights_only:
+                restore_weights(found.contents, engine.state, found.path.parent)
+            else:
+                restore(found.contents, engine.state, engine.logger, found.path.parent)
+        except ValueError as error:
+            error.add_note(f"while loading {found.path}")
+            raise
+    engine.run_event(Event.AFTER_LOAD)
+
+
+def build_step(engine: Engine, options: Options, synchronizer: Synchronizer | None) -> TrainStep:
+    """What makes an optimizer step."""
+    return TrainStep(
+        engine,
+        precision=options.precision,
+        halve_microbatches=options.halve_microbatches,
+        max_nonfinite_steps=options.max_nonfinite_steps,
+        step_schedulers=options.step_schedulers_every_batch,
+        synchronizer=synchronizer,
+    )
+
+
+def default_optimizer(model: nn.Module) -> Optimizer:
+    """AdamW with the defaults of torch, which a warning says.
+
+    Raises:
+        ValueError: If the model has no parameters to train.
+    """
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError(f"model must have parameters to train, {type(model).__name__} has none")
+    optimizer = AdamW(parameters)
+    lr, weight_decay = optimizer.defaults["lr"], optimizer.defaults["weight_decay"]
+    _log.warning("no optimizers were given: training with AdamW(lr=%g, weight_decay=%g)", lr, weight_decay)
+    return optimizer
+
+
+def _open_reader(state: State, name: str, *, for_training: bool, equal_shares: bool = False) -> EpochReader | None:
+    dataloader = getattr(state, name)
+    if dataloader is None:
+        return None
+    return EpochReader(
+        dataloader,
+        name=name,
+        seed=state.seed,
+        rank=state.rank,
+        world_size=state.world_size,
+        for_training=for_training,
+        equal_shares=equal_shares,
+    )
