@@ -16,7 +16,13 @@ import torch
 import torch.distributed as dist
 
 SECONDS_TO_END = 2.0  # for threads and processes that were told to end
-LIBRARIES_SET = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+LIBRARIES_SET = {
+    "KMP_DUPLICATE_LIB_OK",  # set by scikit-learn
+    "KMP_INIT_AT_FORK",  # set by scikit-learn
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+}
 
 
 def snapshot() -> dict[str, Any]:
