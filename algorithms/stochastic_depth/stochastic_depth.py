@@ -18,7 +18,7 @@ from .settings import DropUnit, Settings
 from .surgery import convert, stochastic_blocks
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class StochasticDepth(Algorithm):
     """Train a residual network whose blocks are dropped at random (Huang et al. 2016, arXiv:1603.09382).
 
@@ -107,12 +107,8 @@ class StochasticDepth(Algorithm):
         _ACTIONS[event](self, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was dropped so far. Rates and plans are not saved: the timestamp and the seed give them."""
-        return {
-            "num_steps": self._num_steps,
-            "sum_of_rates": self._sum_of_rates.tolist(),
-            "sum_of_drops": self._sum_of_drops.tolist(),
-        }
+        """The sums of the rates so far. Rates and plans are not saved: the timestamp and the seed give them."""
+        return {"num_steps": self._num_steps, "sum_of_rates": self._sum_of_rates.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, after INIT.
@@ -120,14 +116,28 @@ class StochasticDepth(Algorithm):
         Raises:
             ValueError: If it is of another number of blocks.
         """
-        sums = [np.array(state[name], dtype=float) for name in ("sum_of_rates", "sum_of_drops")]
-        for values in sums:
-            if values.shape != self._full_rates.shape:
-                raise ValueError(
-                    f"the state of StochasticDepth must have {len(self._full_rates)} blocks, got shape {values.shape}"
-                )
-        self._sum_of_rates, self._sum_of_drops = sums
+        self._sum_of_rates = self._one_per_block(state["sum_of_rates"])
         self._num_steps = int(state["num_steps"])
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """The sums of what this rank has dropped so far."""
+        return {"sum_of_drops": self._sum_of_drops.tolist()}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `rank_state_dict` returned, after INIT.
+
+        Raises:
+            ValueError: If it is of another number of blocks.
+        """
+        self._sum_of_drops = self._one_per_block(state["sum_of_drops"])
+
+    def _one_per_block(self, values: list[float]) -> np.ndarray[Any, Any]:
+        array = np.array(values, dtype=float)
+        if array.shape != self._full_rates.shape:
+            raise ValueError(
+                f"the state of StochasticDepth must have {len(self._full_rates)} blocks, got shape {array.shape}"
+            )
+        return array
 
     def _convert(self, state: State, logger: Logger) -> None:
         if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:

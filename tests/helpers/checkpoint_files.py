@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from etude.trainer.checkpoint.file import VERSION
+
 
 def same(a: Any, b: Any) -> bool:
     """Equal bit for bit: types, numbers, layout and attributes."""
@@ -58,7 +60,7 @@ def fails(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-OLD = {"version": 1, "old": torch.arange(5.0)}
+OLD = {"version": VERSION, "old": torch.arange(5.0)}
 
 
 def same_attributes(a: Any, b: Any) -> bool:

@@ -80,7 +80,7 @@ def result_of(trainer: Trainer) -> dict[str, Any]:
         "model": {name: tensor.clone() for name, tensor in state.model.state_dict().items()},
         "optimizers": [optimizer.state_dict() for optimizer in state.optimizers],
         "schedulers": [scheduler.state_dict() for scheduler in state.schedulers],
-        "algorithms": [algorithm.state_dict() for algorithm in state.algorithms],
+        "algorithms": [(algorithm.state_dict(), algorithm.rank_state_dict()) for algorithm in state.algorithms],
         "timestamp": state.timestamp,
         "eval_metrics": state.eval_metrics,
         "generators": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1]],  # noqa: NPY002

@@ -1,6 +1,6 @@
-"""What a checkpoint holds: everything that the next step depends on, taken from a run and given back to one."""
+"""What a checkpoint holds: everything that the next step depends on, taken from a run and restored to one."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import Logger, State, Timestamp
+from ...engine.identity import describe
 from .. import distributed
 from ..options import MAY_CHANGE
 from ..reproducibility import generator_states, generators_kept, set_generator_states
@@ -17,21 +18,31 @@ from ..settings import check_same_training
 from ..torch_internals import mark_stepped
 from ..weights import check_weights
 from .file import VERSION
-from .shards import fit_to
+from .shards import fit_to, matched
+
+_MAX_COMPARED = 4096  # elements of a tensor
 
 
 def contents_of(state: State, logger: Logger) -> dict[str, Any]:
     """Everything that the next step of a run depends on, as plain values and tensors.
 
-    All ranks must call it together, as the algorithms and generators of each are in it; all else is that
-    of rank 0.
+    All ranks must call it together. ``"ranks"`` holds what differs between ranks, once per rank; all else is that of
+    rank 0.
 
     Raises:
         FloatingPointError: If the latest step or the weights are not finite.
         RuntimeError: If the weights differ between ranks that hold copies of them.
+        ValueError: If what an algorithm keeps once differs between ranks.
     """
     state.settle()
     check_weights(state.model, state.timestamp.batch)
+    algorithms = _states(state.algorithms)
+    of_this_rank = {
+        "algorithms": [algorithm.rank_state_dict() for algorithm in state.algorithms],
+        "generators": generator_states(state.device),
+    }
+    ranks = distributed.gather((of_this_rank, [_fingerprint(item["state"]) for item in algorithms]))
+    _check_kept_once(algorithms, [fingerprints for _, fingerprints in ranks])
     return {
         "version": VERSION,
         "settings": state.settings,
@@ -45,11 +56,10 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
         "optimizers": _states(state.optimizers),
         "schedulers": _states(state.schedulers),
         "scaler": state.scaler.state_dict(),
+        "algorithms": algorithms,
         "callbacks": _states(state.callbacks),
         "loggers": _states(logger.destinations),
-        "ranks": distributed.gather(
-            {"algorithms": _states(state.algorithms), "generators": generator_states(state.device)}
-        ),
+        "ranks": [of_rank for of_rank, _ in ranks],
     }
 
 
@@ -66,7 +76,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         ValueError: If the settings make it a different training, or the contents do not fit the run.
             The run is then unchanged.
     """
-    before: list[tuple[Any, Any]] = []
+    before: list[tuple[Callable[[Any], Any], Any]] = []
     try:
         check_same_training(contents["settings"], state.settings, _may_change(state))
         contents = fit_to(contents, state, folder)
@@ -83,28 +93,31 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         buffers = _other_buffers(state.model)
         _check_same_forms(contents["buffers"], buffers)
         pairs = [
-            *_pairs(_of_this_rank(contents)["algorithms"], state.algorithms, "algorithms"),
+            *_pairs(contents["algorithms"], state.algorithms, "algorithms"),
             *_pairs(contents["optimizers"], state.optimizers, "optimizers"),
             *_pairs(contents["schedulers"], state.schedulers, "schedulers"),
-            *_pairs_by_name(contents["callbacks"], state.callbacks),
+            *((thing, item["state"]) for item, thing in matched(contents["callbacks"], state.callbacks)),
             *([(state.scaler, _numbers(contents["scaler"]))] if state.scaler.is_enabled() else []),
         ]
-        files = _pairs_by_name(contents["loggers"], logger.destinations)
+        files = matched(contents["loggers"], logger.destinations)
         for thing, saved in pairs:
-            before.append((thing, deepcopy(thing.state_dict())))
+            before.append((thing.load_state_dict, deepcopy(thing.state_dict())))
             thing.load_state_dict(saved)
+        for algorithm, saved in zip(state.algorithms, _of_this_rank(contents)["algorithms"], strict=True):
+            before.append((algorithm.load_rank_state_dict, deepcopy(algorithm.rank_state_dict())))
+            algorithm.load_rank_state_dict(saved)
         for optimizer in state.optimizers:
             mark_stepped(optimizer)
         # Last, as it cuts off what the files of the run hold after this moment; weights that fit do not fail.
-        for destination, saved in files:
-            destination.load_state_dict(saved)
+        for saved, destination in files:
+            destination.load_state_dict(saved["state"])
         state.model.load_state_dict(contents["model"])
         for name, buffer in buffers.items():
             buffer.copy_(contents["buffers"][name])
     except Exception as error:
-        for thing, kept in before:
-            with suppress(Exception):  # who has refused what was saved may refuse his own, too
-                thing.load_state_dict(kept)
+        for load_state_dict, kept in before:
+            with suppress(Exception):  # this may fail too; the first error is the one to raise
+                load_state_dict(kept)
         if isinstance(error, (ValueError, OSError)):
             raise
         raise ValueError(f"the checkpoint does not hold what a run needs: {error!r}") from error
@@ -119,7 +132,8 @@ def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> 
         ValueError: If names, shapes or number formats differ. The model is then unchanged.
     """
     try:
-        weights = {"model": contents["model"], "optimizers": [], "shards": contents.get("shards")}
+        others = dict.fromkeys(("optimizers", "algorithms", "callbacks"), ())
+        weights = {**others, "model": contents["model"], "shards": contents.get("shards")}
         weights = fit_to(weights, state, folder)
         _check_same_forms(weights["model"], state.model.state_dict())
         state.model.load_state_dict(weights["model"])
@@ -152,6 +166,27 @@ def _of_this_rank(contents: Mapping[str, Any]) -> Mapping[str, Any]:
     return ranks[distributed.rank() if distributed.rank() < len(ranks) else 0]
 
 
+def _fingerprint(state: Mapping[str, Any]) -> Any:
+    """What can be compared between ranks: the values of a state, but of tensors as large as a model only the shape."""
+    if isinstance(state, Tensor):
+        return describe(state) if state.numel() <= _MAX_COMPARED else _form(state)
+    if isinstance(state, Mapping):
+        return {str(name): _fingerprint(item) for name, item in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_fingerprint(item) for item in state]
+    return describe(state)
+
+
+def _check_kept_once(algorithms: Sequence[Mapping[str, Any]], fingerprints: Sequence[Sequence[Any]]) -> None:
+    for rank, of_rank in enumerate(fingerprints):
+        for algorithm, first, other in zip(algorithms, fingerprints[0], of_rank, strict=True):
+            if first != other:
+                raise ValueError(
+                    f"state_dict of {algorithm['name']} must be the same on all ranks, rank {rank} differs from rank "
+                    "0; what differs belongs in rank_state_dict"
+                )
+
+
 def _states(things: Sequence[Any]) -> list[dict[str, Any]]:
     """The class is kept to be compared, never to be looked up."""
     return [{"name": type(thing).__name__, "state": thing.state_dict()} for thing in things]
@@ -163,14 +198,6 @@ def _pairs(saved: Sequence[Mapping[str, Any]], things: Sequence[Any], name: str)
     if before != now:
         raise ValueError(f"{name} must be those of the run that is resumed, {before!r}, got {now!r}")
     return [(thing, item["state"]) for thing, item in zip(things, saved, strict=True)]
-
-
-def _pairs_by_name(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Each thing with its state where there is one; what only watches may come and go."""
-    states: dict[str, list[Any]] = {}
-    for item in saved:
-        states.setdefault(item["name"], []).append(item["state"])
-    return [(thing, states[name].pop(0)) for thing in things if states.get(name := type(thing).__name__)]
 
 
 def _other_buffers(model: nn.Module) -> dict[str, Tensor]:

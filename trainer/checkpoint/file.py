@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .shards import check_shards
 
-VERSION = 1
+VERSION = 2
 
 _COMMENT_START = b"sha256:"
 _COMMENT_LENGTH = len(_COMMENT_START) + 64
@@ -52,7 +52,7 @@ def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
 
     Args:
         path: Where to. Missing folders are made, a file that is there is replaced.
-        contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 1.
+        contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 2.
 
     Raises:
         TypeError: If there is something in `contents` that could not be loaded safely.

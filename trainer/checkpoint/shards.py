@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .. import distributed
 from ..torch_internals import storage_info
 
 _MARK = "sharded tensor"
+_MAY_HOLD_SHARDS = ("model", "optimizers", "algorithms", "callbacks")
 _FILE_NAME = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
 _FOLDER_NAME = re.compile(r"ep[0-9]+-ba[0-9]+\.[0-9a-f]{8}\.shards")
 
@@ -44,7 +45,7 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
         the same contents if there are none.
     """
     tensors: dict[str, Tensor] = {}
-    marked = {**contents, **{name: _marked(contents[name], name, tensors) for name in ("model", "optimizers")}}
+    marked = {**contents, **{name: _marked(contents[name], name, tensors) for name in _MAY_HOLD_SHARDS}}
     if not tensors:
         return contents
     from torch.distributed.checkpoint.api import CheckpointException
@@ -82,7 +83,7 @@ def check_shards(contents: Mapping[str, Any], folder: Path) -> None:
 
 
 def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str, Any]:
-    """Give weights and states of optimizers the form that they have in a run: whole, or sharded as there.
+    """Give the tensors of a checkpoint the sharding that they have in a run.
 
     Args:
         contents: Of a checkpoint.
@@ -94,14 +95,32 @@ def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str,
     """
     templates: dict[str, Tensor] = {}
     model = state.model.state_dict()
+    places = (contents.get("shards") or {"tensors": {}})["tensors"]
     fitted = dict(contents)
     fitted["model"] = {name: _like(value, model.get(name), templates) for name, value in contents["model"].items()}
     fitted["optimizers"] = [
         {**saved, "state": _fit_optimizer(saved["state"], optimizer, templates)}
         for saved, optimizer in zip(contents["optimizers"], state.optimizers, strict=False)  # compared later
     ]
+    for name, things in (("algorithms", state.algorithms), ("callbacks", state.callbacks)):
+        # Of callbacks that are not in the run any more, the shards are not read.
+        own = {id(saved): thing.state_dict() for saved, thing in matched(contents[name], things)}
+        fitted[name] = [
+            {**saved, "state": _fit_state(saved["state"], own[id(saved)], model, places, templates)}
+            if id(saved) in own
+            else saved
+            for saved in contents[name]
+        ]
     _load(contents, folder, templates, alone=distributed.world_size() == 1)
     return fitted
+
+
+def matched(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) -> list[tuple[Mapping[str, Any], Any]]:
+    """Saved states and the algorithms or callbacks of the same class name, in order; others are left out."""
+    states: dict[str, list[Mapping[str, Any]]] = {}
+    for item in saved:
+        states.setdefault(item["name"], []).append(item)
+    return [(states[name].pop(0), thing) for thing in things if states.get(name := type(thing).__name__)]
 
 
 def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
@@ -166,6 +185,51 @@ def _like(value: Any, own: Any, templates: dict[str, Tensor]) -> Any:
 
         return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
     return value
+
+
+def _fit_state(
+    value: Any,
+    own: Any,
+    model: Mapping[str, Any],
+    places: Mapping[str, Any],
+    templates: dict[str, Tensor],
+    name: Any = "",
+) -> Any:
+    """The saved state of an algorithm or callback, sharded like its own tensors, or else like those of the model.
+
+    Args:
+        value: What was saved, or a part of it.
+        own: The same part of the state in the run; None if there is none yet.
+        model: The ``state_dict`` of the model.
+        places: Where each tensor lies in the shards.
+        templates: Gets the tensors that are still to be loaded.
+        name: Key of `value` in the dictionary that holds it.
+    """
+    if _is_mark(value):
+        key, place = value[1], places[value[1]]
+        _check_place(key, place)
+        like = _first_of_shape(place["size"], own, model.get(name))
+        dtype = place["dtype"]
+        templates[key] = (
+            torch.empty(place["size"], dtype=dtype) if like is None else torch.empty_like(like.detach(), dtype=dtype)
+        )
+        return templates[key]
+    if isinstance(value, Tensor):
+        return _like(value, _first_of_shape(value.shape, own, model.get(name)), templates)
+    if isinstance(value, dict):
+        by_key = own if isinstance(own, Mapping) else {}
+        return {key: _fit_state(item, by_key.get(key), model, places, templates, key) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        owned = list(own) if isinstance(own, (list, tuple)) and len(own) == len(value) else [None] * len(value)
+        return type(value)(
+            _fit_state(item, other, model, places, templates, name) for item, other in zip(value, owned, strict=True)
+        )
+    return value
+
+
+def _first_of_shape(shape: Sequence[int], *candidates: Any) -> Tensor | None:
+    alike = (item for item in candidates if isinstance(item, Tensor) and item.shape == torch.Size(shape))
+    return next(alike, None)
 
 
 def _fit_optimizer(saved: Any, optimizer: Any, templates: dict[str, Tensor]) -> dict[str, Any]:

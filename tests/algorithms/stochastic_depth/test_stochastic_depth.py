@@ -222,6 +222,7 @@ def test_state_dict_carries_the_counts_on() -> None:
     other = StochasticDepth(drop_rate=0.5)
     Trainer(tiny_resnet(), algorithms=other, progress_bar=False)
     other.load_state_dict(copy.deepcopy(algorithm.state_dict()))
+    other.load_rank_state_dict(copy.deepcopy(algorithm.rank_state_dict()))
     assert other.realized_drop_rates == algorithm.realized_drop_rates
     assert other.expected_drop_rates == algorithm.expected_drop_rates
     assert sum(other.realized_drop_rates) > 0

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from etude.trainer.checkpoint.file import CheckpointError, read_checkpoint, write_checkpoint
+from etude.trainer.checkpoint.file import VERSION, CheckpointError, read_checkpoint, write_checkpoint
 from helpers.checkpoint_files import OLD, fails, repacked, same, sealed, torch_bytes
 
 
@@ -111,7 +111,7 @@ class TestDamage:
             ([1], "got a list"),
             (torch.ones(1), "got a torch.Tensor"),
             ({}, "got a version that is a NoneType"),
-            ({"version": 2}, "got version 2"),
+            ({"version": 3}, "got version 3"),
             ({"version": True}, "got a version that is a bool"),
             ({"version": "x\ny" * 1000}, "got a version that is a str"),
             ({"version": torch.ones(2)}, "got a version that is a torch.Tensor"),
@@ -119,7 +119,7 @@ class TestDamage:
     )
     def test_contents_that_are_no_checkpoint(self, path: Path, contents: Any, reason: str) -> None:
         path.write_bytes(sealed(torch_bytes(contents)))
-        assert error_of(path).reason == f'it must hold a dict with "version" 1, {reason}'
+        assert error_of(path).reason == f'it must hold a dict with "version" 2, {reason}'
 
     def test_compressed_records(self, path: Path) -> None:
         path.write_bytes(sealed(repacked(torch_bytes(OLD))))
@@ -182,7 +182,7 @@ class StoragePickler(pickle.Pickler):
 
 def in_a_storage(payload: Call) -> bytes:
     buffer = io.BytesIO()
-    StoragePickler(buffer, payload).dump({"version": 1, "x": 1j})
+    StoragePickler(buffer, payload).dump({"version": VERSION, "x": 1j})
     return buffer.getvalue()
 
 
@@ -192,10 +192,10 @@ def payloads(marker: Path) -> dict[str, bytes]:
     text = b"X" + struct.pack("<I", len(command)) + command.encode()
     touch = Call(os.system, command)
     return {
-        "posix.system": pickle.dumps({"version": 1, "x": touch}, protocol=2),
+        "posix.system": pickle.dumps({"version": VERSION, "x": touch}, protocol=2),
         "os.system": b"\x80\x02cos\nsystem\n" + text + b"\x85R.",
         "protocol 0": f"cposix\nsystem\n(S'{command}'\ntR.".encode(),
-        "protocol 4": pickle.dumps({"version": 1, "x": touch}, protocol=4),
+        "protocol 4": pickle.dumps({"version": VERSION, "x": touch}, protocol=4),
         "eval": pickle.dumps(Call(eval, f"__import__('os').system('{command}')"), protocol=2),
         "exec": pickle.dumps(Call(exec, f"import os; os.mkdir('{marker}')"), protocol=2),
         "subprocess": pickle.dumps(Call(subprocess.call, ["touch", str(marker)]), protocol=2),

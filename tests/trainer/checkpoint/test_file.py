@@ -23,7 +23,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 from torch.utils.serialization import config
 
-from etude.trainer.checkpoint.file import read_checkpoint, write_checkpoint
+from etude.trainer.checkpoint.file import VERSION, read_checkpoint, write_checkpoint
 from etude.trainer.checkpoint.folder import (
     candidates,
     read_pointer,
@@ -32,11 +32,11 @@ from etude.trainer.checkpoint.folder import (
 )
 from helpers.checkpoint_files import OLD, fails, repacked, same, sealed, torch_bytes
 
-NEW = {"version": 1, "new": torch.arange(3000.0)}
+NEW = {"version": VERSION, "new": torch.arange(3000.0)}
 
 
 def round_trip(path: Path, value: Any) -> Any:
-    write_checkpoint(path, {"version": 1, "value": value})
+    write_checkpoint(path, {"version": VERSION, "value": value})
     return read_checkpoint(path)["value"]
 
 
@@ -239,7 +239,7 @@ class TestRefusalToWrite:
     )
     def test_what_does_not_load_safely_is_refused_by_its_place(self, path: Path, value: Any, name: str) -> None:
         write_checkpoint(path, OLD)
-        contents = {"version": 1, "callbacks": [{"state": OrderedDict(x=value)}]}
+        contents = {"version": VERSION, "callbacks": [{"state": OrderedDict(x=value)}]}
         with pytest.raises(TypeError, match=r"^callbacks\.0\.state\.x must be plain values and tensors") as caught:
             write_checkpoint(path, contents)
         assert str(caught.value).endswith(name)
@@ -250,33 +250,34 @@ class TestRefusalToWrite:
         with pytest.warns(UserWarning, match="nested"):
             nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
         with pytest.raises(TypeError, match=r"^x must be plain values and tensors"):
-            write_checkpoint(path, {"version": 1, "x": nested})
+            write_checkpoint(path, {"version": VERSION, "x": nested})
 
     @pytest.mark.parametrize(
         "holder", [torch.ones(1), nn.Parameter(torch.ones(1)), OrderedDict(a=1)], ids=["tensor", "parameter", "dict"]
     )
     def test_attributes_are_looked_at_too(self, path: Path, holder: Any) -> None:
         with pytest.raises(TypeError, match=r"^model\.tag must be plain"):
-            write_checkpoint(path, {"version": 1, "model": with_attribute(holder)})
+            write_checkpoint(path, {"version": VERSION, "model": with_attribute(holder)})
 
     def test_keys_are_looked_at_too(self, path: Path) -> None:
         with pytest.raises(TypeError, match=r"^the key of a must be plain .* too long an int"):
-            write_checkpoint(path, {"version": 1, "a": {2**2039: 1}})
+            write_checkpoint(path, {"version": VERSION, "a": {2**2039: 1}})
 
     @pytest.mark.parametrize("key", [None, (1, 2), np.float64(1), Colour.RED])
     def test_keys_are_strings_or_numbers(self, path: Path, key: Any) -> None:
         with pytest.raises(TypeError, match=r"^the keys of a\.1 must be strings or numbers"):
-            write_checkpoint(path, {"version": 1, "a": [0, {key: 1}]})
+            write_checkpoint(path, {"version": VERSION, "a": [0, {key: 1}]})
 
     def test_members_of_sets_are_looked_at_too(self, path: Path) -> None:
         with pytest.raises(TypeError, match=r"^what is in a must be plain"):
-            write_checkpoint(path, {"version": 1, "a": {1, Path("a")}})
+            write_checkpoint(path, {"version": VERSION, "a": {1, Path("a")}})
 
     @pytest.mark.parametrize(
-        "contents", [{}, {"version": 2}, {"version": True}, {"version": 1.0}, {"version": "1"}, [("version", 1)], None]
+        "contents",
+        [{}, {"version": 3}, {"version": True}, {"version": 2.0}, {"version": "1"}, [("version", VERSION)], None],
     )
     def test_contents_of_another_version_are_refused(self, path: Path, contents: Any) -> None:
-        with pytest.raises(ValueError, match=r'^contents must be a dict with "version" 1, got a|got version 2$'):
+        with pytest.raises(ValueError, match=r'^contents must be a dict with "version" 2, got a|got version 3$'):
             write_checkpoint(path, contents)
         assert not path.exists()
 
@@ -346,7 +347,7 @@ class TestAtomicity:
             raise ValueError("loss is not a number")
         except ValueError:
             with pytest.raises(RuntimeError, match="view the same data as different types"):
-                write_checkpoint(path, {"version": 1, "a": number, "b": number.view(torch.int32)})
+                write_checkpoint(path, {"version": VERSION, "a": number, "b": number.view(torch.int32)})
 
     def test_a_folder_in_the_place_of_the_file_stays(self, tmp_path: Path) -> None:
         folder = tmp_path / "ep2-ba9.pt"
@@ -408,7 +409,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from etude.trainer.checkpoint.file import write_checkpoint
+from etude.trainer.checkpoint.file import VERSION, write_checkpoint
 
 real = {"save": torch.save, "fsync": os.fsync, "replace": os.replace}
 
@@ -442,7 +443,7 @@ for folder, point in zip(sys.argv[1::2], sys.argv[2::2]):
             os.replace = replace_and_die
         else:
             torch.save = lambda contents, file: real["save"](contents, Dying(file, int(point)))
-        write_checkpoint(Path(folder) / "ep1-ba5.pt", {"version": 1, "new": torch.arange(3000.0)})
+        write_checkpoint(Path(folder) / "ep1-ba5.pt", {"version": VERSION, "new": torch.arange(3000.0)})
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 """

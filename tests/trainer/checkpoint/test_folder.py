@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from etude.trainer.checkpoint.file import CheckpointError, write_checkpoint
+from etude.trainer.checkpoint.file import VERSION, CheckpointError, write_checkpoint
 from etude.trainer.checkpoint.folder import (
     candidates,
     checkpoint_name,
@@ -41,7 +41,7 @@ class TestNames:
 
 def fill(folder: Path, *names: str) -> None:
     for name in names:
-        write_checkpoint(folder / name, {"version": 1, "name": name})
+        write_checkpoint(folder / name, {"version": VERSION, "name": name})
 
 
 def corrupt(path: Path) -> None:
@@ -142,7 +142,7 @@ class TestNewestGood:
     def test_it_is_the_latest_and_nothing_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         fill(tmp_path, "ep1-ba1.pt", "ep2-ba2.pt")
         set_pointer(tmp_path, "latest", "ep2-ba2.pt")
-        assert newest_good(tmp_path) == (tmp_path / "ep2-ba2.pt", {"version": 1, "name": "ep2-ba2.pt"})
+        assert newest_good(tmp_path) == (tmp_path / "ep2-ba2.pt", {"version": VERSION, "name": "ep2-ba2.pt"})
         assert caplog.records == []
 
     def test_each_damaged_one_before_it_is_reported(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
