@@ -27,7 +27,7 @@ def summarise(
     """The results of a run by name; shares and rates are in [0, 1], times in seconds."""
     savings = expected_savings(model, (3, image_size, image_size))
     expected, realized = stochastic_depth.expected_drop_rates, stochastic_depth.realized_drop_rates
-    epochs = [row["time/epoch"] for row in rows if "time/epoch" in row]
+    epochs = [row["time/epoch_seconds"] for row in rows if "time/epoch_seconds" in row]
     return {
         "test_accuracy": _last(rows, "metrics/eval/MulticlassAccuracy"),
         "test_loss": _last(rows, "loss/eval/total"),

@@ -1,6 +1,10 @@
-"""Where metrics go: files and the terminal."""
+"""Where metrics go: files, the terminal, memory, TensorBoard and Weights & Biases."""
 
+from .console_logger import ConsoleLogger
 from .file_logger import FileLogger
+from .in_memory_logger import InMemoryLogger
 from .progress_bar import ProgressBar
+from .tensorboard_logger import TensorboardLogger
+from .wandb_logger import WandBLogger
 
-__all__ = ["FileLogger", "ProgressBar"]
+__all__ = ["ConsoleLogger", "FileLogger", "InMemoryLogger", "ProgressBar", "TensorboardLogger", "WandBLogger"]

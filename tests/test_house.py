@@ -129,8 +129,16 @@ def test_the_face_is_what_the_readme_promises() -> None:
 
 
 def test_importing_etude_imports_nothing_heavy() -> None:
-    heavy = ("torch", "numpy", "tyro", "sklearn")
+    heavy = ("torch", "numpy", "tyro", "sklearn", "tqdm", "tensorboard", "wandb")
     code = f"import sys, etude, etude.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_rooms_imports_no_package_of_an_extra() -> None:
+    rooms = ", ".join(f"etude.{room}" for room in ROOMS)
+    extras = ("matplotlib", "sklearn", "tyro", "onnx", "safetensors", "tensorboard", "wandb", "timm", "torchmetrics")
+    code = f"import sys, {rooms}; print([name for name in {extras} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -226,7 +226,7 @@ class Trainer:
         if not self._options.step_schedulers_every_batch:
             self._step.step_schedulers()
         if start == 0:
-            self.logger.log_metrics({"time/epoch": time.perf_counter() - started})
+            self.logger.log_metrics({"time/epoch_seconds": time.perf_counter() - started})
         run_event(Event.EPOCH_END)
         if self._is_due(TimeUnit.EPOCH):
             self._evaluate()

@@ -98,7 +98,7 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """The metrics of every step without what is measured by a clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "time/epoch"} for row in rows]
+    return [{name: value for name, value in row.items() if name != "time/epoch_seconds"} for row in rows]
 
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:

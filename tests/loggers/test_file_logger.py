@@ -139,7 +139,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("rows", [0, -1])
     def test_a_group_of_no_rows_is_refused(self, tmp_path, rows):
-        with pytest.raises(ValueError, match=f"rows_per_write must be at least 1, got {rows}"):
+        with pytest.raises(ValueError, match=f"rows_per_write must be an int of at least 1, got {rows}"):
             FileLogger(tmp_path, rows)
 
     def test_settings_are_kept_as_json(self, tmp_path):
@@ -188,7 +188,7 @@ class TestInTraining:
         assert [row["mine"] for row in rows] == [10, 20, 30, 40, 50, 60]
         assert all({"loss/train/total", "lr", "epoch"} <= set(row) for row in rows)
         assert [row["step"] for row in rows if "loss/eval/total" in row] == [2, 4, 6]
-        assert [row["step"] for row in rows if "time/epoch" in row] == [3, 6]
+        assert [row["step"] for row in rows if "time/epoch_seconds" in row] == [3, 6]
 
     def test_the_table_holds_the_same_values(self, trainer, tmp_path):
         trainer().fit()

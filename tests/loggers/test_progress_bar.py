@@ -1,14 +1,18 @@
 import io
+import math
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from etude.engine import Logger, State, Time, Timestamp
-from etude.loggers import ProgressBar, progress_bar
+from etude.loggers import InMemoryLogger, ProgressBar, progress_bar
 from etude.trainer import Trainer
 from helpers.networks import LinearModel, vectors
 
@@ -107,8 +111,28 @@ class TestTerminal:
         (line,) = terminal.lines("epoch 1  batch 6")
         assert line.endswith(f"evaluation: loss {trainer.state.eval_metrics['loss/eval/total']:.4f}")
 
+    def test_the_training_loss_beside_them_is_the_mean_of_the_epoch(self, terminal: Screen) -> None:
+        kept = InMemoryLogger()
+        train(terminal, vectors(22, 4), vectors(8, 4), "2ep", loggers=kept)  # the last batch has two rows
+        losses = kept.get_timeseries("loss/train/total")["loss/train/total"]
+        weights = np.array([4, 4, 4, 4, 4, 2]) / 22
+        for epoch in (1, 2):
+            (line,) = terminal.lines(f"epoch {epoch}  batch {6 * epoch}")
+            mean = float(weights @ losses[6 * (epoch - 1) : 6 * epoch])
+            assert float(line.split("training loss ")[1].split()[0]) == pytest.approx(mean, abs=5e-5)
+
+    def test_an_evaluation_has_a_bar_of_its_own(self, terminal: Screen) -> None:
+        train(terminal, eval_dataloader=vectors(12, 4), max_duration="1ep")
+        states = [state for state in terminal.states_of_the_bar() if "evaluation: " in state and "ba/s" in state]
+        assert any(" 0/3 " in state for state in states)
+
+    def test_samples_per_second_are_shown(self, terminal: Screen, clock: Callable[[float], None]) -> None:
+        clock(1.0)
+        train(terminal, max_duration="1ep")
+        assert "samples/s=4" in terminal.states_of_the_bar()[-1]  # 4 samples in every second
+
     def test_an_exception_ends_the_bar(self, terminal):
-        with pytest.raises(ValueError, match="without any"):
+        with pytest.raises(ValueError, match="a batch must be"):
             train(terminal, [*vectors(8, 4), "no batch"])
         assert " 2/3 " in terminal.states_of_the_bar()[-1]
 
@@ -173,13 +197,14 @@ class TestNoTerminal:
         train(pipe, max_duration="1ep")
         printed = pipe.lines("epoch 1/1  batch ")
         assert [line.split()[3] for line in printed] == [f"{batch}/6" for batch in range(1, 7)]
-        assert all(float(line.split("loss ")[1]) > 0 for line in printed)
+        assert all(float(line.split()[5]) > 0 for line in printed)
+        assert [line.split()[-1] for line in printed] == [f"{4 * batch / (31 * batch):.4g}" for batch in range(1, 7)]
 
     def test_lines_are_at_least_30_seconds_apart(self, pipe, clock):
-        """Batches end after 12, 24, 36, 48, 60 and 72 seconds."""
+        """The epoch starts after 12 seconds, batches end after 24, 36, 48, 60, 72 and 84."""
         clock(seconds=12.0)
         train(pipe, max_duration="6ba")
-        assert [line.split()[3] for line in pipe.lines("epoch 1  batch ")] == ["3/6", "6/6"]
+        assert [line.split()[3] for line in pipe.lines("epoch 1  batch ")] == ["2/6", "5/6"]
 
     @pytest.mark.parametrize("max_duration", ["1ep", "12sp"])
     def test_a_dataloader_without_length_counts_without_end(self, pipe, clock, max_duration):
@@ -191,6 +216,37 @@ class TestNoTerminal:
         with redirect_stderr(pipe):
             loss = Trainer(LinearModel(), eval_dataloader=vectors(8, 4), device="cpu").eval()["loss/eval/total"]
         assert pipe.getvalue() == f"epoch 0  batch 0  evaluation: loss {loss:.4f}\n"
+
+
+def test_in_a_notebook_there_is_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Widget(tqdm):
+        """Stands for tqdm's class for notebooks, which needs a kernel."""
+
+    Widget.__module__ = "tqdm.notebook"
+    monkeypatch.setattr("tqdm.auto.tqdm", type("tqdm", (Widget,), {}))
+    assert issubclass(ProgressBar()._bar_class, Widget)
+
+
+@pytest.mark.parametrize("done", [2, 300])
+def test_the_mean_loss_continues_in_a_resumed_run(done: int) -> None:
+    losses = torch.rand(400, dtype=torch.float64)
+    losses[7] = math.nan  # a step that was skipped
+    logger = Logger(State(model=LinearModel()))
+
+    def run(bar: ProgressBar, values: Tensor) -> None:
+        state = State(model=LinearModel(), max_duration=Time.from_epoch(1), global_batch_num_samples=4)
+        for value in values:
+            bar.log_metrics({"loss/train/total": value}, 1)
+            bar.batch_end(state, logger)
+
+    unbroken, first, second = ProgressBar(), ProgressBar(), ProgressBar()
+    run(unbroken, losses)
+    run(first, losses[:done])
+    second.load_state_dict(first.state_dict())
+    run(second, losses[done:])
+    expected = losses[losses.isfinite()].mean().item()
+    assert unbroken._losses.mean() == pytest.approx(expected, rel=1e-12)
+    assert second._losses.mean() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
