@@ -22,7 +22,7 @@ def check_int(
         ValueError: Otherwise.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not _is_within(value, ge, gt, le, lt):
-        raise ValueError(f"{name} must be an int{_bounds_text(ge, gt, le, lt)}, got {value!r}")
+        raise ValueError(f"{name} must be an int{_bounds_text(ge, gt, le, lt)}, got {value!r:.100}")
     return value
 
 
@@ -50,7 +50,7 @@ def check_number(
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not _is_within(value, ge, gt, le, lt):
-        raise ValueError(f"{name} must be a finite number{_bounds_text(ge, gt, le, lt)}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{_bounds_text(ge, gt, le, lt)}, got {value!r:.100}")
     return value
 
 

@@ -1,6 +1,7 @@
 """What a training run is made of at this moment: data for algorithms and callbacks to read and change."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import Algorithm
 from .callback import Callback
-from .time import Time, Timestamp, TimeUnit
+from .checks import check_int
+from .progress import Progress
+from .time import Time, TimeUnit
 
 
 @dataclass(kw_only=True)
-class State:
-    """The state of a run. The trainer keeps it up to date; its methods compute and never act.
+class State(Progress):
+    """The state of a run, which the trainer keeps up to date.
+
+    `timestamp`, `eval_metrics` and what else says how far the run has come are documented at `Progress`.
 
     Args:
         model: The network that trains.
@@ -30,11 +35,11 @@ class State:
         callbacks: What watches it, in order.
         device: Where the model is.
         scaler: Scales the loss of fp16 training; it passes everything on where it is not enabled.
-        device_train_microbatch_size: Rows per forward and backward pass; None for the whole batch.
+        precision: Of the forward pass: ``"fp32"``, ``"amp_bf16"`` or ``"amp_fp16"``.
         seed: The seed of the run, the same on all ranks.
         rank: Number of this process among `world_size`.
         world_size: Number of processes that train together.
-        timestamp: What is finished.
+        dataloader_label: Which data is read: ``"train"``, ``"eval"``, or None outside of both loops.
         batch: The batch or microbatch at hand, on the device.
         batch_fingerprint: A hash, below 2**32, of which samples the batch holds over all ranks; 0 if not known.
         batch_num_samples: Rows of the whole batch of this step, on this rank.
@@ -43,10 +48,6 @@ class State:
         microbatch_num_samples: Rows of the microbatch at hand.
         outputs: What the model made of `batch`.
         loss: The loss of `outputs`, before it is scaled for accumulation.
-        num_nonfinite_steps: How many steps in a row were skipped because loss or gradients were not finite; up to
-            the latest step after `settle`.
-        eval_metrics: Results of the latest evaluation by name.
-        evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
         settings: What the run was started with, as plain values.
         is_stopped: Whether `stop_training` was called.
         settle: Waits until it is known whether the latest step was finite, and raises if it was not and must not be
@@ -63,11 +64,11 @@ class State:
     callbacks: Sequence[Callback] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
-    device_train_microbatch_size: int | None = None
+    precision: str = "fp32"
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    timestamp: Timestamp = field(default_factory=Timestamp)
+    dataloader_label: str | None = None
     batch: Any = None
     batch_fingerprint: int = 0
     batch_num_samples: int = 0
@@ -76,9 +77,6 @@ class State:
     microbatch_num_samples: int = 0
     outputs: Any = None
     loss: Tensor | None = None
-    num_nonfinite_steps: int = 0
-    eval_metrics: dict[str, float] = field(default_factory=dict)
-    evaluated_at: int = -1
     settings: dict[str, Any] = field(default_factory=dict)
     is_stopped: bool = False
     settle: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -86,10 +84,14 @@ class State:
     @property
     def batches_per_epoch(self) -> int | None:
         """The length of the training dataloader, None where it has none."""
-        try:
-            return len(self.train_dataloader)  # type: ignore[arg-type]  # TypeError is the answer
-        except TypeError:
-            return None
+        return _length(self.train_dataloader)
+
+    @property
+    def dataloader_len(self) -> Time | None:
+        """The length of the dataloader that `dataloader_label` names, in batches; None where it has none."""
+        is_eval = self.dataloader_label == "eval"
+        length = _length(self.eval_dataloader) if is_eval else self.batches_per_epoch
+        return None if self.dataloader_label is None or length is None else Time(length, TimeUnit.BATCH)
 
     @property
     def is_finished(self) -> bool:
@@ -107,6 +109,37 @@ class State:
     def stop_training(self) -> None:
         """End the training after the current batch, with the evaluation and the events of the end of training."""
         self.is_stopped = True
+
+    def batch_get_item(self, key: Any) -> Any:
+        """A part of `batch`.
+
+        Args:
+            key: An index of a sequence, a key of a mapping, the name of an attribute, or two functions: of the batch
+                for its part, and of the batch and a value for the batch with this part.
+        """
+        if isinstance(key, tuple):
+            return key[0](self.batch)
+        is_attribute = isinstance(key, str) and not isinstance(self.batch, Mapping)
+        return getattr(self.batch, key) if is_attribute else self.batch[key]
+
+    def batch_set_item(self, key: Any, value: Any) -> None:
+        """Replace a part of `batch`, in a copy of its container: the dataloader may hold the container itself.
+
+        Args:
+            key: As in `batch_get_item`.
+            value: What replaces the part.
+        """
+        self.batch = key[1](self.batch, value) if isinstance(key, tuple) else _replaced(self.batch, key, value)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the progress that `state_dict` returned.
+
+        Raises:
+            ValueError: If no run with this training data can have been there. Nothing is changed then.
+        """
+        if self.batches_per_epoch is not None:
+            check_int("batch_in_epoch", state["timestamp"]["batch_in_epoch"], ge=0, le=self.batches_per_epoch)
+        super().load_state_dict(state)
 
     def get_elapsed_duration(self) -> Time:
         """The finished fraction of the training, in ``dur``, to the batch."""
@@ -165,6 +198,29 @@ class State:
         if getattr(self.train_dataloader, "drop_last", False) or not hasattr(sampler, "__len__"):
             return self.batches_per_epoch * batch_size
         return len(sampler)  # type: ignore[arg-type]  # just seen to have a length
+
+
+def _length(dataloader: Any) -> int | None:
+    try:
+        return len(dataloader)
+    except TypeError:
+        return None
+
+
+def _replaced(batch: Any, key: Any, value: Any) -> Any:
+    """A copy of the outermost container of a batch with one part replaced."""
+    if isinstance(batch, tuple):
+        if isinstance(key, str):
+            return batch._replace(**{key: value})  # type: ignore[attr-defined]  # a named tuple
+        parts = list(batch)
+        parts[key] = value
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    batch = copy(batch)
+    if isinstance(key, str) and not isinstance(batch, Mapping):
+        setattr(batch, key, value)
+    else:
+        batch[key] = value
+    return batch
 
 
 def _refuse_clock(time: Time, name: str) -> None:

@@ -115,6 +115,7 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
         algorithms=options.algorithms,
         callbacks=callbacks,
         device=device,
+        precision=options.precision,
         scaler=grad_scaler(options.precision, device),
         device_train_microbatch_size=None if size == "auto" else size,
         seed=options.seed,

@@ -37,7 +37,8 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
     metrics = _metrics(model, state.device)
     distributed.copy_from_rank_zero(model.buffers())  # each rank's BatchNorm has seen its own rows
     loss, count = torch.zeros((), device=state.device), 0
-    before = state.batch, state.batch_num_samples, state.global_batch_num_samples
+    before = state.batch, state.batch_num_samples, state.global_batch_num_samples, state.dataloader_label
+    state.dataloader_label = "eval"
     with _evaluation_mode(model), torch.no_grad():
         run_event(Event.EVAL_START)
         for _ in read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER):
@@ -60,7 +61,7 @@ def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
         state.evaluated_at = state.timestamp.batch.value
         engine.logger.log_metrics(state.eval_metrics)
         run_event(Event.EVAL_END)
-    state.batch, state.batch_num_samples, state.global_batch_num_samples = before
+    state.batch, state.batch_num_samples, state.global_batch_num_samples, state.dataloader_label = before
 
 
 def _metrics(model: Any, device: torch.device) -> dict[str, Any]:

@@ -205,6 +205,7 @@ class Trainer:
         started, start, exhausted = time.perf_counter(), state.timestamp.batch_in_epoch, True
         if start == 0:
             run_event(Event.EPOCH_START)
+        state.dataloader_label = "train"
         assert self._train_reader is not None, "fit has checked it"
         events = Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER
         for _ in read_batches(self.engine, self._train_reader, *events, start=start):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine import Logger, State, Timestamp
+from ...engine import Logger, State
+from ...engine.checks import check_int
 from ...engine.identity import describe
 from .. import distributed
 from ..options import MAY_CHANGE
@@ -46,11 +47,7 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
     return {
         "version": VERSION,
         "settings": state.settings,
-        "timestamp": state.timestamp.state_dict(),
-        "evaluated_at": state.evaluated_at,
-        "eval_metrics": dict(state.eval_metrics),
-        "num_nonfinite_steps": state.num_nonfinite_steps,
-        "device_train_microbatch_size": state.device_train_microbatch_size,
+        "progress": state.state_dict(),
         "model": dict(state.model.state_dict()),
         "buffers": _other_buffers(state.model),
         "optimizers": _states(state.optimizers),
@@ -80,13 +77,6 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
     try:
         check_same_training(contents["settings"], state.settings, _may_change(state))
         contents = fit_to(contents, state, folder)
-        timestamp = _timestamp(contents["timestamp"], state)
-        evaluated_at = _whole("evaluated_at", contents["evaluated_at"], -1, timestamp.batch)
-        eval_metrics = {str(name): float(value) for name, value in contents["eval_metrics"].items()}
-        num_nonfinite_steps = _whole("num_nonfinite_steps", contents["num_nonfinite_steps"], 0, timestamp.batch)
-        microbatch_size = contents["device_train_microbatch_size"]
-        if microbatch_size is not None:
-            _whole("device_train_microbatch_size", microbatch_size, 1, 2**63 - 1)
         _check_same_forms(contents["model"], state.model.state_dict())
         with generators_kept():
             restore_generators(contents, torch.device("cpu"))
@@ -97,6 +87,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
             *_pairs(contents["optimizers"], state.optimizers, "optimizers"),
             *_pairs(contents["schedulers"], state.schedulers, "schedulers"),
             *((thing, item["state"]) for item, thing in matched(contents["callbacks"], state.callbacks)),
+            (state, contents["progress"]),
             *([(state.scaler, _numbers(contents["scaler"]))] if state.scaler.is_enabled() else []),
         ]
         files = matched(contents["loggers"], logger.destinations)
@@ -121,8 +112,6 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         if isinstance(error, (ValueError, OSError)):
             raise
         raise ValueError(f"the checkpoint does not hold what a run needs: {error!r}") from error
-    state.timestamp, state.evaluated_at, state.eval_metrics = timestamp, evaluated_at, eval_metrics
-    state.device_train_microbatch_size, state.num_nonfinite_steps = microbatch_size, num_nonfinite_steps
 
 
 def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> None:
@@ -147,7 +136,7 @@ def restore_generators(contents: Mapping[str, Any], device: torch.device) -> Non
         return  # the run was on fewer ranks: this one's generators keep their seed
     try:
         saved = _of_this_rank(contents)["generators"]
-        _whole("pos", saved["numpy"]["state"]["pos"], 0, 624)  # numpy would read whatever lies there in memory
+        check_int("pos", saved["numpy"]["state"]["pos"], ge=0, le=624)  # numpy would read whatever lies there in memory
         set_generator_states(saved, device)
     except Exception as error:
         raise ValueError(f"the checkpoint does not hold the state of the generators: {error!r}") from error
@@ -222,23 +211,7 @@ def _form(tensor: Any) -> str:
     return f"shape {tuple(tensor.shape)} of {tensor.dtype}" + ("" if tensor.layout is torch.strided else ", sparse")
 
 
-def _timestamp(saved: Mapping[str, Any], state: State) -> Timestamp:
-    """Where the run was, if the training can have been there."""
-    counts = {name: _whole(name, saved[name], 0, 2**63 - 1) for name in state.timestamp.state_dict()}
-    batches = counts["batch"] if state.batches_per_epoch is None else state.batches_per_epoch
-    _whole("batch_in_epoch", counts["batch_in_epoch"], 0, min(batches, counts["batch"]))
-    _whole("sample_in_epoch", counts["sample_in_epoch"], 0, counts["sample"])
-    _whole("epoch", counts["epoch"], 0, counts["batch"])
-    return Timestamp(**counts)
-
-
 def _numbers(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     if wrong := [name for name, value in saved.items() if type(value) not in (int, float)]:
         raise ValueError(f"{wrong[0]} in a checkpoint must be a number, got {saved[wrong[0]]!r:.100}")
     return saved
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} in a checkpoint must be a whole number from {least} to {most}, got {value!r:.100}")
-    return value

@@ -238,7 +238,7 @@ class TestTheBest:
         assert pointer(tmp_path, "best") == f"ep0-ba{expected}.pt"
         assert names(tmp_path) == [f"ep0-ba{number}.pt" for number in sorted({expected, len(values)})]
         contents = read_checkpoint(tmp_path / f"ep0-ba{expected}.pt")
-        assert contents["eval_metrics"]["metrics/eval/script"] == values[expected - 1]
+        assert contents["progress"]["eval_metrics"]["metrics/eval/script"] == values[expected - 1]
 
     def test_a_resume_remembers_it(self, tmp_path: Path) -> None:
         self.scripted(tmp_path, [1, 5, 2, 3], eval_interval="1ba").fit()

@@ -1,0 +1,65 @@
+"""How far a run has come: what changes from step to step, besides the model and what is stepped with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .checks import check_int
+from .time import Timestamp
+
+_MOST = 2**63 - 1
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come. `State` is one; a checkpoint keeps it as a whole.
+
+    Args:
+        timestamp: What is finished.
+        eval_metrics: Results of the latest evaluation by name.
+        evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
+        num_nonfinite_steps: How many steps in a row were skipped because loss or gradients were not finite; up to
+            the latest step after `State.settle`.
+        device_train_microbatch_size: Rows per forward and backward pass, which running out of memory may reduce;
+            None for the whole batch.
+    """
+
+    timestamp: Timestamp = field(default_factory=Timestamp)
+    eval_metrics: dict[str, float] = field(default_factory=dict)
+    evaluated_at: int = -1
+    num_nonfinite_steps: int = 0
+    device_train_microbatch_size: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The progress as plain values."""
+        return {
+            "timestamp": self.timestamp.state_dict(),
+            "eval_metrics": dict(self.eval_metrics),
+            "evaluated_at": self.evaluated_at,
+            "num_nonfinite_steps": self.num_nonfinite_steps,
+            "device_train_microbatch_size": self.device_train_microbatch_size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: If no run can have been there. Nothing is changed then.
+        """
+        timestamp = _checked_timestamp(state["timestamp"])
+        eval_metrics = {str(name): float(value) for name, value in state["eval_metrics"].items()}
+        batch = int(timestamp.batch)
+        evaluated_at = check_int("evaluated_at", state["evaluated_at"], ge=-1, le=batch)
+        num_nonfinite_steps = check_int("num_nonfinite_steps", state["num_nonfinite_steps"], ge=0, le=batch)
+        size = state["device_train_microbatch_size"]
+        if size is not None:
+            check_int("device_train_microbatch_size", size, ge=1, le=_MOST)
+        self.timestamp, self.eval_metrics, self.evaluated_at = timestamp, eval_metrics, evaluated_at
+        self.num_nonfinite_steps, self.device_train_microbatch_size = num_nonfinite_steps, size
+
+
+def _checked_timestamp(saved: Mapping[str, Any]) -> Timestamp:
+    counts = {name: check_int(name, saved[name], ge=0, le=_MOST) for name in Timestamp().state_dict()}
+    for part, whole in (("batch_in_epoch", "batch"), ("sample_in_epoch", "sample"), ("epoch", "batch")):
+        check_int(part, counts[part], le=counts[whole])
+    return Timestamp.from_state_dict(counts)

@@ -1,0 +1,63 @@
+"""The progress of a run is kept and taken back as a whole."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from etude.engine import State, Timestamp
+from etude.engine.progress import Progress
+
+counts = st.integers(0, 2**40)
+
+
+@given(batch=counts, epochs=st.integers(0, 5), in_epoch=counts, evaluated=st.integers(-1, 9), size=st.none() | counts)
+def test_what_is_kept_comes_back(batch: int, epochs: int, in_epoch: int, evaluated: int, size: int | None) -> None:
+    batch += 9 + in_epoch
+    progress = Progress(
+        timestamp=Timestamp(epochs, batch, 4 * batch, in_epoch, 4 * in_epoch),
+        eval_metrics={"loss/eval/total": 0.1 + batch},
+        evaluated_at=evaluated,
+        num_nonfinite_steps=min(batch, 3),
+        device_train_microbatch_size=None if size is None else size + 1,
+    )
+    other = Progress()
+    other.load_state_dict(progress.state_dict())
+    assert other == progress
+
+
+def test_every_field_is_kept() -> None:
+    assert list(Progress().state_dict()) == [each.name for each in fields(Progress)]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("timestamp", "batch"), -1),
+        (("timestamp", "batch"), 2.0),
+        (("timestamp", "epoch"), 6),
+        (("timestamp", "batch_in_epoch"), 6),
+        (("timestamp", "sample_in_epoch"), 21),
+        (("evaluated_at",), 6),
+        (("num_nonfinite_steps",), True),
+        (("device_train_microbatch_size",), 0),
+    ],
+)
+def test_where_no_run_can_be_is_refused_and_nothing_changes(path: tuple[str, ...], value: Any) -> None:
+    saved = Progress(timestamp=Timestamp(1, 5, 20, 2, 8)).state_dict()
+    parent = saved["timestamp"] if len(path) == 2 else saved
+    parent[path[-1]] = value
+    progress = Progress()
+    with pytest.raises(ValueError, match=f"{path[-1]} must be an int"):
+        progress.load_state_dict(saved)
+    assert progress == Progress()
+
+
+def test_an_epoch_of_the_training_data_is_not_longer_than_it_is() -> None:
+    saved = Progress(timestamp=Timestamp(0, 5, 20, 5, 20)).state_dict()
+    State(model=nn.Identity(), train_dataloader=[0] * 5).load_state_dict(saved)
+    with pytest.raises(ValueError, match="batch_in_epoch must be an int >= 0 and <= 4, got 5"):
+        State(model=nn.Identity(), train_dataloader=[0] * 4).load_state_dict(saved)
