@@ -16,6 +16,14 @@ from helpers import leaks
 pytest_plugins = ["pytester"]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse names that differ between processes, with which pytest-xdist cannot run anything."""
+    if " at 0x" in item.nodeid:
+        raise pytest.UsageError(
+            f"the name of a test must not contain an address, give its parameters ids: {item.nodeid}"
+        )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _empty_working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests start in an empty directory, where a file that one of them leaves is seen."""

@@ -109,7 +109,7 @@ def nested(time: float) -> float:
         (math.sqrt, {"function": "math.sqrt"}),
         (nn.functional.relu, {"function": "torch.nn.functional.relu"}),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )
 def test_values_become_plain(value: Any, expected: Any) -> None:
     assert describe(value) == expected

@@ -123,7 +123,7 @@ BAD = [
     ),
     ("callbacks", 3, TypeError, "callbacks must be Callback objects, got 3"),
     ("callbacks", [Callback(), None], TypeError, "callbacks must be Callback objects, got None"),
-    ("loggers", Callback(), TypeError, "loggers must be LoggerDestination objects, got <etude"),
+    ("loggers", Callback(), TypeError, "loggers must be LoggerDestination objects, got Callback()"),
 ]
 
 
