@@ -30,7 +30,8 @@ class State(Progress):
         train_dataloader: Yields the batches of an epoch.
         eval_dataloader: Yields the batches of an evaluation.
         optimizers: The optimizers, stepped once per batch.
-        schedulers: The learning rate schedulers.
+        schedulers: The learning rate schedulers of torch.
+        schedules: Learning rate schedules: functions of the state that give a factor of the initial learning rate.
         algorithms: What changes training, in order.
         callbacks: What watches it, in order.
         device: Where the model is.
@@ -60,6 +61,7 @@ class State(Progress):
     eval_dataloader: Iterable[Any] | None = None
     optimizers: Sequence[Optimizer] = ()
     schedulers: Sequence[LRScheduler] = ()
+    schedules: "Sequence[Callable[[State], float]]" = ()
     algorithms: Sequence[Algorithm] = ()
     callbacks: Sequence[Callback] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

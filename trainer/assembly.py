@@ -19,6 +19,7 @@ from .checkpoint.saver import CheckpointSaver
 from .data.reader import EpochReader
 from .distributed.batchnorm import convert_batchnorm
 from .distributed.parallelism import Synchronizer, parallelize
+from .learning_rate import check_schedules
 from .options import Options, check_options
 from .precision import grad_scaler
 from .reproducibility import seed_all
@@ -66,6 +67,7 @@ def assemble(arguments: Mapping[str, Any]) -> Assembly:
         saver = find_saver(options)
         state = build_state(options, saver, device)
         open_readers(state, options)
+        check_schedules(state)
     check_same_on_all_ranks(options.for_ranks())  # before the first work that ranks do together
     found = find_start(options, saver)
     with distributed.all_or_none():
@@ -111,7 +113,8 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
         train_dataloader=options.train_dataloader,
         eval_dataloader=options.eval_dataloader,
         optimizers=options.optimizers,
-        schedulers=options.schedulers,
+        schedulers=options.torch_schedulers,
+        schedules=options.schedules,
         algorithms=options.algorithms,
         callbacks=callbacks,
         device=device,

@@ -4,7 +4,7 @@ Those that take ``(name, value)`` check one argument by itself and return what t
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -200,6 +200,17 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
                 f"optimizers must hold parameters of the model only, {type(optimizer).__name__} holds {strangers} of "
                 f"{len(parameters)} that are not among those of {type(model).__name__}"
             )
+
+
+def as_schedulers(name: str, value: Any) -> tuple[LRScheduler | Callable[[Any], float], ...]:
+    """Torch's schedulers, or functions of the state; not both, as they would set the same learning rates."""
+    values = () if value is None else value if isinstance(value, (tuple, list)) else (value,)
+    for item in values:
+        if not isinstance(item, LRScheduler) and (isinstance(item, type) or not callable(item)):
+            raise TypeError(f"{name} must be LRScheduler objects or functions of the state, got {item!r}")
+    if len({isinstance(item, LRScheduler) for item in values}) > 1:
+        raise ValueError(f"{name} must be either LRScheduler objects or functions of the state, got both")
+    return tuple(values)
 
 
 def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Optimizer]) -> None:

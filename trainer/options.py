@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Algorithm, Callback, LoggerDestination, Time
+from ..engine import Algorithm, Callback, LoggerDestination, State, Time
 from . import checks
 from .distributed.parallelism import Parallelism, check_parallelism
 from .precision import Precision
@@ -79,7 +79,10 @@ class Options:
     max_duration: Annotated[Time | None, Rule(_optional(checks.check_duration), on_resume="may change", describe=None)]
     algorithms: Annotated[tuple[Algorithm, ...], Rule(_each(Algorithm), on_resume="must match", describe=None)]
     optimizers: Annotated[tuple[Optimizer, ...], Rule(_each(Optimizer), on_resume="must match", describe=None)]
-    schedulers: Annotated[tuple[LRScheduler, ...], Rule(_each(LRScheduler), on_resume="must match", describe=None)]
+    schedulers: Annotated[
+        tuple[LRScheduler | Callable[[State], float], ...],
+        Rule(checks.as_schedulers, on_resume="must match", describe=None),
+    ]
     step_schedulers_every_batch: Annotated[bool, Rule(checks.check_bool, on_resume="must match")]
     callbacks: Annotated[tuple[Callback, ...], Rule(_each(Callback), describe=_names)]
     loggers: Annotated[tuple[LoggerDestination, ...], Rule(_each(LoggerDestination), same_on_ranks=False)]
@@ -106,6 +109,16 @@ class Options:
     find_unused_parameters: Annotated[bool, Rule(checks.check_bool)]
     sync_batchnorm: Annotated[bool, Rule(checks.check_bool, on_resume="must match")]
     dist_timeout: Annotated[float, Rule(checks.check_timeout, same_on_ranks=False)]
+
+    @property
+    def torch_schedulers(self) -> tuple[LRScheduler, ...]:
+        """The schedulers of torch."""
+        return tuple(item for item in self.schedulers if isinstance(item, LRScheduler))
+
+    @property
+    def schedules(self) -> tuple[Callable[[State], float], ...]:
+        """The schedules that are functions of the state."""
+        return tuple(item for item in self.schedulers if not isinstance(item, LRScheduler))
 
     @property
     def halve_microbatches(self) -> bool:
@@ -155,7 +168,7 @@ def check_options(given: Mapping[str, Any]) -> Options:
             )
     options = Options(**{name: rule.check(name, given[name]) for name, rule in RULES.items()})
     checks.check_optimizers(options.optimizers, options.model)
-    checks.check_schedulers(options.schedulers, options.optimizers)
+    checks.check_schedulers(options.torch_schedulers, options.optimizers)
     check_parallelism(
         options.parallelism,
         halve_microbatches=options.halve_microbatches,

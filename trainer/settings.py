@@ -40,7 +40,10 @@ def describe(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
         "max_duration": None if state.max_duration is None else str(state.max_duration),
         "algorithms": [describe_value(algorithm) for algorithm in state.algorithms],
         "optimizers": [_describe_optimizer(optimizer) for optimizer in state.optimizers],
-        "schedulers": [_describe_scheduler(scheduler) for scheduler in state.schedulers],
+        "schedulers": [
+            *(_describe_scheduler(scheduler) for scheduler in state.schedulers),
+            *(describe_value(schedule) for schedule in state.schedules),
+        ],
         "train_dataloader": describe_dataloader(state.train_dataloader),
         "device_train_microbatch_size": state.device_train_microbatch_size,
         "world_size": state.world_size,

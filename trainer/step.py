@@ -19,6 +19,7 @@ from .data import batches
 from .distributed.declarations import skippable_modules
 from .distributed.parallelism import Synchronizer
 from .flags import StepFlags, flag_step, flag_step_over_ranks
+from .learning_rate import apply_schedules
 from .precision import Precision, autocast
 from .snapshot import Snapshot
 from .update import can_hold_back, gradients, remove_state, step_unless
@@ -80,6 +81,7 @@ class TrainStep:
             RankLostError: If another rank does not answer.
         """
         state, run_event = self._state, self._engine.run_event
+        apply_schedules(state)
         run_event(Event.BATCH_START)
         run_event(Event.BEFORE_TRAIN_BATCH)
         step = self._compute_gradients(is_interrupted)

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Algorithm, Callback, Event, LoggerDestination, Time, TimeUnit
+from ..engine import Algorithm, Callback, Event, LoggerDestination, State, Time, TimeUnit
 from .assembly import assemble
 from .checkpoint.contents import restore_generators
 from .data.batches import read_batches
@@ -45,8 +45,9 @@ class Trainer:
         max_duration: How long to train: ``"3ep"``, ``"100ba"``, ``"6400sp"`` or a `Time`.
         algorithms: What changes training; they act in this order.
         optimizers: One or several; by default AdamW with its torch defaults, which is announced.
-        schedulers: Learning rate schedulers of these optimizers.
-        step_schedulers_every_batch: Step the schedulers after every batch instead of every epoch.
+        schedulers: Learning rate schedulers of these optimizers, of torch; or functions of the `State` such as those of
+            ``etude.optim``, which give a factor of the initial learning rates before every step.
+        step_schedulers_every_batch: Step the schedulers of torch after every batch instead of every epoch.
         callbacks: What watches training.
         loggers: Where metrics go, besides the files of a named run.
         device: ``"cpu"``, ``"gpu"`` or a torch device; by default the GPU where there is one.
@@ -90,7 +91,7 @@ class Trainer:
         max_duration: str | Time | None = None,
         algorithms: Algorithm | Sequence[Algorithm] = (),
         optimizers: Optimizer | Sequence[Optimizer] = (),
-        schedulers: LRScheduler | Sequence[LRScheduler] = (),
+        schedulers: LRScheduler | Callable[[State], float] | Sequence[LRScheduler | Callable[[State], float]] = (),
         *,
         step_schedulers_every_batch: bool = False,
         callbacks: Callback | Sequence[Callback] = (),

@@ -144,7 +144,7 @@ def restore_generators(contents: Mapping[str, Any], device: torch.device) -> Non
 
 def _may_change(state: State) -> Collection[str]:
     """The options that may differ between the run that is resumed and this one."""
-    if any(algorithm.depends_on_duration for algorithm in state.algorithms):
+    if any(getattr(thing, "depends_on_duration", False) for thing in (*state.algorithms, *state.schedules)):
         return MAY_CHANGE - {"max_duration"}
     return MAY_CHANGE
 
