@@ -33,10 +33,11 @@ def test_composers_positional_order_is_kept() -> None:
 
 
 def test_every_setting_is_documented_once() -> None:
-    assert Settings.__doc__ is not None
-    assert StochasticDepth.__doc__ is not None
-    assert all(f"        {field.name}: " in Settings.__doc__ for field in fields(Settings))
-    assert not any(f"        {field.name}: " in StochasticDepth.__doc__ for field in fields(Settings))
+    once, elsewhere = inspect.getdoc(Settings), inspect.getdoc(StochasticDepth)
+    assert once is not None
+    assert elsewhere is not None
+    assert all(f"\n    {field.name}: " in once for field in fields(Settings))
+    assert not any(f"\n    {field.name}: " in elsewhere for field in fields(Settings))
 
 
 def test_the_fields_of_the_algorithm_are_its_settings() -> None:
