@@ -1,6 +1,6 @@
-"""etude: an event-driven training engine for PyTorch, with stochastic depth that really saves time.
+"""etude: an event-driven training engine for PyTorch, with stochastic depth that skips dropped blocks.
 
-The names below are loaded when they are first used, so that ``import etude`` costs nothing.
+The names below are imported on first use, so that ``import etude`` does not import torch.
 """
 
 from importlib import import_module

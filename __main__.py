@@ -1,4 +1,4 @@
-"""``python -m etude`` is the command ``etude``, as torchrun needs it."""
+"""``python -m etude`` runs the command ``etude``, for use with torchrun."""
 
 from etude.cli.main import main
 

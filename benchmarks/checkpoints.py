@@ -1,4 +1,4 @@
-"""What checkpoints cost: a save in steps of a ResNet-50, and a resume from early and from late in an epoch.
+"""The cost of checkpoints: the time of a save during ResNet-50 training, and of a resume early and late in an epoch.
 
 python benchmarks/checkpoints.py
 """
@@ -23,7 +23,7 @@ STEPS_BETWEEN_SAVES = 100
 
 
 class Images(Dataset):
-    """Noise that is made anew for each sample, as an augmentation draws it."""
+    """Random images, drawn anew for each access as a random augmentation would be."""
 
     def __init__(self, num_samples: int, size: int) -> None:
         self.num_samples, self.size = num_samples, size
@@ -36,7 +36,7 @@ class Images(Dataset):
 
 
 class Stopwatch(Callback):
-    """Takes the time of steps, and of the first batch."""
+    """Measures the time of each step, and notes when the first batch starts."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -44,17 +44,17 @@ class Stopwatch(Callback):
         self._started = 0.0
 
     def batch_start(self, state: Any, logger: Any) -> None:
-        """Start the clock of a step."""
+        """Note the start of a step."""
         self._started = time.perf_counter()
         self.first_batch = self.first_batch or self._started
 
     def batch_end(self, state: Any, logger: Any) -> None:
-        """Stop it."""
+        """Note its duration."""
         self.steps.append(time.perf_counter() - self._started)
 
 
 def saving(steps: int, saves: int) -> None:
-    """Print what a save costs in steps of a ResNet-50 with AdamW, which has two more values per parameter."""
+    """Print the time of a step and of a save of a ResNet-50 with AdamW, which keeps two values per parameter."""
     model, stopwatch = composer_resnet("resnet50", num_classes=10), Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         saver = CheckpointSaver(folder, "1dur", num_to_keep=2)
@@ -81,7 +81,7 @@ def saving(steps: int, saves: int) -> None:
 
 
 def resuming(batches: tuple[int, int], rounds: int) -> None:
-    """Print the time from the making of a Trainer to its first batch, by where in the epoch it goes on."""
+    """Print the time from the construction of a resumed Trainer to its first batch, for each batch of the epoch."""
     seconds: dict[int, list[float]] = {batch: [] for batch in batches}
 
     def trainer(**settings: Any) -> tuple[Trainer, Stopwatch]:
@@ -121,11 +121,11 @@ def resuming(batches: tuple[int, int], rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure both."""
+    """Run both measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="of the ResNet-50")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the ResNet-50")
     parser.add_argument("--saves", type=int, default=7)
-    parser.add_argument("--rounds", type=int, default=15, help="resumes from each step")
+    parser.add_argument("--rounds", type=int, default=15, help="number of resumes from each step")
     arguments = parser.parse_args()
     saving(arguments.steps, arguments.saves)
     resuming((10, 10_000), arguments.rounds)

@@ -1,10 +1,10 @@
-"""What two ranks send and how long their steps take, by the number of dropped blocks.
+"""Gradient communication and step time of two ranks, by the number of dropped blocks.
 
 python benchmarks/communication.py
 
-Both sides train a ResNet-50 with the same drop plans on two gloo processes of one thread each, in turns: the
-gradients averaged unit by unit (what the Trainer does), and DistributedDataParallel with
-find_unused_parameters=True around the same network.
+Both variants train a ResNet-50 with the same drop plans on two gloo processes of one thread each, interleaved:
+gradients averaged block by block, as the Trainer does, and DistributedDataParallel with
+find_unused_parameters=True on the same network.
 """
 
 import argparse
@@ -36,19 +36,19 @@ class Traffic:
         self.calls: list[int] = []
 
     def take(self) -> tuple[int, int]:
-        """Number of all-reduces and bytes since the last time."""
+        """The number of all-reduces and their bytes since the last call."""
         taken, self.calls = (len(self.calls), sum(self.calls)), []
         return taken
 
 
 def network(drop_rate: float) -> nn.Module:
-    """A ResNet-50 of ten classes with stochastic depth."""
+    """A ResNet-50 for ten classes with stochastic depth."""
     torch.manual_seed(0)
     return cf.apply_stochastic_depth(resnet50(num_classes=10), drop_rate=drop_rate)
 
 
 def step_in_units(model: nn.Module, x: Tensor, y: Tensor, traffic: Traffic) -> Callable[[], None]:
-    """A step whose gradients are averaged by units of the blocks."""
+    """A step that averages gradients with one all-reduce per block."""
     units = [
         [p for layer in unit for p in layer.parameters()]
         for b in cf.stochastic_blocks(model)
@@ -95,7 +95,7 @@ def step_in_buckets(model: nn.Module, x: Tensor, y: Tensor, traffic: Traffic) ->
 
 
 def measure(rounds: int, drop_rate: float, batch_size: int, size: int) -> None:
-    """What one of the two ranks does; rank 0 prints."""
+    """Measure on one of the two ranks; rank 0 prints."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     x, y = torch.randn(batch_size // 2, 3, size, size), torch.randint(0, 10, (batch_size // 2,))
@@ -129,12 +129,12 @@ def measure(rounds: int, drop_rate: float, batch_size: int, size: int) -> None:
 
 
 def main() -> None:
-    """Start two processes, each of which measures."""
+    """Start two processes that run `measure`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--drop-rate", type=float, default=0.5, help="of the last block; linear over depth")
-    parser.add_argument("--batch-size", type=int, default=32, help="of both ranks together")
-    parser.add_argument("--size", type=int, default=64, help="of the images in pixels")
+    parser.add_argument("--drop-rate", type=float, default=0.5, help="drop rate of the last block; linear over depth")
+    parser.add_argument("--batch-size", type=int, default=32, help="global batch size, over both ranks")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images in pixels")
     arguments = parser.parse_args()
     if "RANK" in os.environ:
         measure(arguments.rounds, arguments.drop_rate, arguments.batch_size, arguments.size)

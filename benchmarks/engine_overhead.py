@@ -1,7 +1,7 @@
-"""What the Trainer costs per step: ``Linear(8, 3)`` at batch 4, against a bare loop in the same process.
+"""Overhead of the Trainer per step: ``Linear(8, 3)`` at batch 4, compared with a bare loop in the same process.
 
-Both train the same model on the same dataloader with the same optimizer. Pairs of runs alternate, and
-the median of the differences counts, so that a busy machine disturbs both sides alike.
+Both train the same model on the same dataloader with the same optimizer. Pairs of runs alternate, and the median of
+the differences is reported, so that other load on the machine affects both alike.
 
     python benchmarks/engine_overhead.py
 """
@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 
 def bare_loop(model: Model, dataloader: DataLoader, optimizer: torch.optim.Optimizer) -> float:
-    """Seconds of one epoch without any engine."""
+    """Seconds of one epoch without the Trainer."""
     started = time.perf_counter()
     for batch in dataloader:
         optimizer.zero_grad()

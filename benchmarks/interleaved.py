@@ -1,4 +1,4 @@
-"""Times several ways to do one thing in turns, so that a busy machine disturbs all of them alike."""
+"""Interleaved timing of several variants, so that other load on the machine affects all of them alike."""
 
 import random
 import statistics
@@ -7,17 +7,20 @@ from collections.abc import Callable, Mapping
 
 
 def time_in_turns(steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 4) -> dict[str, list[float]]:
-    """Seconds of every step of every kind.
+    """Time each variant once per round, in random order.
 
     Args:
-        steps: By name, what to time.
-        rounds: How many times each is done; in each round every one of them once.
-        warmup: Rounds before, which do not count.
+        steps: The variants by name.
+        rounds: Number of timed rounds.
+        warmup: Number of rounds before, which are not timed.
+
+    Returns:
+        The seconds of each call, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for number in range(warmup + rounds):
-        for name in random.sample(names, len(names)):  # each comes after each, so none profits from its place
+        for name in random.sample(names, len(names)):  # so that no variant always follows the same one
             step = steps[name]
             started = time.perf_counter()
             step()

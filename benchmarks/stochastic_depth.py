@@ -1,11 +1,11 @@
-"""What stochastic depth costs and saves, as ratios in one run.
+"""Cost and savings of stochastic depth, as ratios measured in one run.
 
-python benchmarks/stochastic_depth.py absent     block method against blocks that are physically absent
-python benchmarks/stochastic_depth.py methods    time saved by block and by sample
-python benchmarks/stochastic_depth.py kernels    what half the rows save of the time of the convolutions alone
-python benchmarks/stochastic_depth.py rows       ways to choose and to move the rows of the sample method
-python benchmarks/stochastic_depth.py inference  folded and unfolded evaluation against torchvision
-python benchmarks/stochastic_depth.py memory     bytes kept for the backward pass by the sample method
+python benchmarks/stochastic_depth.py absent     block method, relative to a network built without the dropped blocks
+python benchmarks/stochastic_depth.py methods    time saved by the block and the sample method
+python benchmarks/stochastic_depth.py kernels    time that half of the rows saves in the convolutions alone
+python benchmarks/stochastic_depth.py rows       ways to choose the rows of the sample method
+python benchmarks/stochastic_depth.py inference  evaluation, folded and unfolded, relative to torchvision
+python benchmarks/stochastic_depth.py memory     bytes saved for the backward pass by the sample method
 python benchmarks/stochastic_depth.py plans      drawing a plan for 1,202 layers
 """
 
@@ -32,14 +32,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def network(channels_last: bool = False) -> nn.Module:
-    """A ResNet-50 of ten classes."""
+    """A ResNet-50 for ten classes."""
     torch.manual_seed(0)
     model = resnet50(num_classes=10).to(DEVICE)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def data(batch_size: int = 32, size: int = 64) -> tuple[Tensor, Tensor]:
-    """A batch of noise."""
+    """A random batch."""
     return torch.randn(batch_size, 3, size, size, device=DEVICE), torch.randint(0, 10, (batch_size,), device=DEVICE)
 
 
@@ -120,7 +120,7 @@ def kernels(rounds: int, size: int) -> None:
 def _convolutions_step(
     block: Bottleneck, place: int, num_rows: int, size: int, channels_last: bool
 ) -> Callable[[], None]:
-    """Forward and backward of each convolution of a block by itself."""
+    """Forward and backward of each convolution of a block separately."""
     stage = sum(place >= first for first in (3, 7, 13))
     size_out = -(-size // (4 * 2**stage))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -144,7 +144,7 @@ def _convolutions_step(
 
 
 def rows(rounds: int) -> None:
-    """Ways to choose the rows, and to move them, for the sample method at 0.5 linear."""
+    """Ways to choose the rows for the sample method at 0.5 linear."""
     x, y = data()
     quarters = draws_module.balanced_rows
 
@@ -182,7 +182,7 @@ def rows(rounds: int) -> None:
 
 
 def inference(rounds: int) -> None:
-    """Evaluation of a folded and of an unfolded network against torchvision's own."""
+    """Evaluation time of a folded and an unfolded network, relative to torchvision's."""
     x, _ = data()
     unfolded = cf.apply_stochastic_depth(network(), drop_rate=0.2).eval()
     folded = cf.fold_stochastic_depth(copy.deepcopy(unfolded))
@@ -205,7 +205,7 @@ def inference(rounds: int) -> None:
 
 
 def memory(rounds: int) -> None:
-    """Bytes saved for the backward pass, against the share of rows that are dropped."""
+    """Bytes saved for the backward pass, compared with the share of dropped rows."""
     x, y = data()
 
     def saved_bytes(model: nn.Module) -> int:
@@ -252,7 +252,7 @@ MEASUREMENTS: dict[str, Callable[..., None]] = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measurement", choices=MEASUREMENTS)
-    parser.add_argument("--rounds", type=int, default=40, help="how often each side is timed")
+    parser.add_argument("--rounds", type=int, default=40, help="how often each variant is timed")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images (methods and kernels)")
     arguments = parser.parse_args()
     print(f"{DEVICE}, {torch.get_num_threads()} threads, torch {torch.__version__}")

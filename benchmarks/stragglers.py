@@ -1,4 +1,4 @@
-"""How much of what the block method saves is left when many ranks wait for the slowest, on counted MACs.
+"""The share of training MACs that the block method saves when many ranks wait for the slowest, by simulation.
 
 python benchmarks/stragglers.py
 python benchmarks/stragglers.py --picture docs/stragglers.png
@@ -26,13 +26,13 @@ KINDS = ("same plan", "balanced", "independent")
 
 
 class Costs(NamedTuple):
-    """What the blocks of a network cost.
+    """The costs of the blocks of a network.
 
     Args:
         rates: The rate of each block, in [0, 1].
         macs: The MACs that dropping it saves.
         whole: The MACs of the whole network.
-        groups: The number of each block's group of equal cost, as balanced draws go by; None for one group.
+        groups: For each block the number of its group of equal cost, for balanced draws; None for one group.
     """
 
     rates: list[float]
@@ -42,7 +42,7 @@ class Costs(NamedTuple):
 
     @property
     def expected_saving(self) -> float:
-        """The share of the training MACs that the rates save where nobody waits."""
+        """The share of the training MACs that the rates save on a single rank."""
         return float(self.macs @ self.rates) / self.whole
 
 
@@ -67,12 +67,12 @@ def count(model: str, drop_rate: float, image_size: int = 224) -> Costs:
 
 
 def simulate(costs: Costs, ranks: Sequence[int] = RANKS, plans: int = 65536) -> dict[str, list[Estimate]]:
-    """What is saved on each number of ranks, by kind of plan.
+    """Estimate the savings for each number of ranks, by kind of plan.
 
     Args:
-        costs: The counted costs.
+        costs: The costs.
         ranks: Numbers of ranks.
-        plans: How many plans to draw of each kind on each number of ranks, in at least 256 steps.
+        plans: Number of plans to draw for each kind and number of ranks, in at least 256 steps.
 
     Raises:
         ValueError: If a number of ranks or of plans is not positive.
@@ -81,7 +81,7 @@ def simulate(costs: Costs, ranks: Sequence[int] = RANKS, plans: int = 65536) -> 
         raise ValueError(f"ranks must be positive, got {min(ranks)}")
     if plans < 1:
         raise ValueError(f"plans must be positive, got {plans}")
-    # One rank stands for all that drop the same blocks; balanced draws save the same on average with less variation.
+    # One rank is enough where all drop the same blocks; balanced draws save the same on average, with less variance.
     same = estimate(saved_per_step(costs, 1, plans, "balanced", same_on_all_ranks=True))
     estimates = {"same plan": [same] * len(ranks)}
     different: tuple[Draws, ...] = ("balanced", "independent")
@@ -95,12 +95,12 @@ def simulate(costs: Costs, ranks: Sequence[int] = RANKS, plans: int = 65536) -> 
 def saved_per_step(
     costs: Costs, num_ranks: int, num_steps: int, draws: Draws = "independent", same_on_all_ranks: bool = False
 ) -> np.ndarray:
-    """The share of the MACs that the slowest rank saves in each step, which is all that the step saves: ``(steps,)``.
+    """The share of the MACs that the slowest rank saves in each step: an array of shape ``(steps,)``.
 
     Args:
-        costs: The counted costs.
-        num_ranks: How many ranks wait for each other.
-        num_steps: How many steps to draw, at 10 to 40 us per step and rank.
+        costs: The costs.
+        num_ranks: Number of ranks that wait for each other.
+        num_steps: Number of steps to draw, at 10 to 40 us per step and rank.
         draws: Kind of the draws.
         same_on_all_ranks: Whether every rank drops the same blocks.
     """
@@ -110,12 +110,12 @@ def saved_per_step(
 
 
 def estimate(saved: np.ndarray) -> Estimate:
-    """Mean and standard error of what was saved in each step, an array of shape ``(steps,)``."""
+    """Mean and standard error of the savings of each step, an array of shape ``(steps,)``."""
     return Estimate(float(saved.mean()), float(saved.std() / len(saved) ** 0.5), len(saved))
 
 
 def as_table(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int]) -> str:
-    """What is saved, as aligned text."""
+    """The savings as aligned text."""
     lines = [
         f"{'':>5}" + "".join(f"  {kind:>25}" for kind in KINDS),
         f"{'ranks':>5}" + f"  {'saved':>8} {'error':>8} {'steps':>7}" * len(KINDS),
@@ -128,7 +128,7 @@ def as_table(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int]) 
 
 
 def draw(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int], title: str, path: Path) -> None:
-    """Draw what is saved against the number of ranks and save it as PNG."""
+    """Plot the savings over the number of ranks, and save the plot as PNG."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for kind, color, style in zip(KINDS, ("black", "tab:blue", "tab:orange"), ("-", "--", "-"), strict=True):
@@ -138,7 +138,7 @@ def draw(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int], titl
         axes.fill_between(ranks, percent - margin, percent + margin, color=color, alpha=0.2, linewidth=0)
         label = f"{kind}  {percent[-1]:.1f}%"
         place = (ranks[-1], percent[-1])
-        above = {"same plan": 7, "balanced": -7}.get(kind, 0)  # these two may lie on each other
+        above = {"same plan": 7, "balanced": -7}.get(kind, 0)  # these two may overlap
         axes.annotate(label, place, textcoords="offset points", xytext=(10, above), va="center", color=color)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(number) for number in ranks])
@@ -150,18 +150,18 @@ def draw(estimates: Mapping[str, Sequence[Estimate]], ranks: Sequence[int], titl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate, print the table and, where asked to, draw the picture."""
+    """Simulate, print the table and, if requested, save the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", help="as for etude plan")
-    parser.add_argument("--drop-rate", type=float, default=0.2, help="of the last block; linear over depth")
+    parser.add_argument("--model", default="resnet50", help="a model name as in etude plan")
+    parser.add_argument("--drop-rate", type=float, default=0.2, help="drop rate of the last block; linear over depth")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, metavar="N")
-    parser.add_argument("--plans", type=int, default=65536, help="drawn of each kind on each number of ranks")
-    parser.add_argument("--picture", type=Path, help="a PNG file to draw the table to")
+    parser.add_argument("--plans", type=int, default=65536, help="number of plans for each kind and number of ranks")
+    parser.add_argument("--picture", type=Path, help="a PNG file to save a plot of the table to")
     chosen = parser.parse_args(arguments)
     costs = count(chosen.model, chosen.drop_rate, chosen.image_size)
     what = f"{chosen.model}, drop rate {chosen.drop_rate:g} linear, {chosen.image_size}x{chosen.image_size}"
-    print(f"{what}: the rates save {costs.expected_saving:.2%} of the training MACs where nobody waits\n")
+    print(f"{what}: the rates save {costs.expected_saving:.2%} of the training MACs on a single rank\n")
     estimates = simulate(costs, chosen.ranks, chosen.plans)
     print(as_table(estimates, chosen.ranks))
     if chosen.picture is not None:
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dropped(plan: DropPlan, step: int, num_ranks: int) -> np.ndarray:
-    """Which blocks each rank drops in a step: booleans of shape ``(ranks, blocks)``."""
+    """The blocks that each rank drops in a step: booleans of shape ``(ranks, blocks)``."""
     rows = []
     for rank in range(num_ranks):
         plan.draw(step, rank=rank)

@@ -1,4 +1,4 @@
-"""``etude export``: a trained network, folded, as a file for use elsewhere."""
+"""``etude export``: the trained network of a run as a file, with the drop rates folded into the weights."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,14 +11,14 @@ def export(
     export_format: Literal["safetensors", "torch_export", "onnx"] = "safetensors",
     output: str | None = None,
 ) -> None:
-    """Write the network of a finished run with its drop rates folded into the weights.
+    """Export the network of a finished run, with its drop rates folded into the weights.
 
-    What is written is an ordinary torchvision network: stochastic depth costs nothing at inference.
+    The result is an ordinary torchvision network, without stochastic depth.
 
     Args:
         run: The folder of the run, such as runs/resnet50-20260101-120000.
-        export_format: safetensors holds the weights; torch_export and onnx hold the whole network.
-        output: The file to write; by default network with the format's ending, in the run's folder.
+        export_format: safetensors contains the weights; torch_export and onnx contain the network too.
+        output: The file to write; by default network.safetensors, network.pt2 or network.onnx in the run's folder.
     """
     from ..models import export_network
     from .weights import load_folded

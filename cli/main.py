@@ -1,4 +1,4 @@
-"""The command ``etude``: reads the options, runs a sub-command, turns its errors into one line."""
+"""The command ``etude``: parses the arguments, runs a subcommand and prints its errors in one line."""
 
 import sys
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from .train import train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command with these arguments, by default those of the process.
+    """Run the command with these arguments, by default ``sys.argv[1:]``.
 
-    Exits with status 2 and a message on standard error if the input is bad, with 1 if training fails, and
-    with 128 + number of the signal if one stopped it.
+    Exits with status 2 if the input is invalid, with 1 if training fails, each with a message on standard error,
+    and with 128 + the signal number if a signal stopped the training.
     """
     try:
         import tyro

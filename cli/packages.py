@@ -1,13 +1,13 @@
-"""Which packages a command needs that the library itself does not."""
+"""Checks for the packages that a command needs in addition to the library's own requirements."""
 
 from importlib.util import find_spec
 
 
 def check_packages(command: str, *modules: str) -> None:
-    """Refuse to begin where a package is missing that the end will need.
+    """Check that the modules can be imported, before any work is done.
 
     Raises:
-        ValueError: With the command that installs it.
+        ValueError: If one is missing, with the command that installs it.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""The picture of a run: loss, accuracy, and the drops of each block."""
+"""Plots of a run (loss, accuracy, how often each block was dropped) and of the costs of a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from ..algorithms.stochastic_depth import Savings
 
 
 def draw_run(rows: list[dict[str, Any]], rates: Sequence[float], realized: Sequence[float], path: Path) -> None:
-    """Draw a run and save it as PNG.
+    """Plot a run and save it as PNG.
 
     Args:
         rows: The rows of ``metrics.jsonl``.
         rates: The drop rate of each block at the end of the run.
-        realized: The share of the steps (or rows) in which each block sat out.
-        path: Where to save.
+        realized: The fraction of the steps (or rows) in which each block was dropped.
+        path: The file to write.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     loss, accuracy, drops = figure.subplots(1, 3)
@@ -29,20 +29,20 @@ def draw_run(rows: list[dict[str, Any]], rates: Sequence[float], realized: Seque
 
 
 def draw_plan(savings: Savings, title: str, path: Path) -> None:
-    """Draw what each block costs and what of it is expected to be saved.
+    """Plot the cost of each block and its expected saving, and save the plot as PNG.
 
     Args:
-        savings: The counted costs.
-        title: What was counted.
-        path: Where to save the PNG.
+        savings: The costs.
+        title: The title of the plot.
+        path: The file to write.
     """
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
-    places = range(1, len(savings.blocks) + 1)
+    blocks = range(1, len(savings.blocks) + 1)
     shares = [100 * block.macs / savings.macs for block in savings.blocks]
     saved = [share * block.drop_rate for share, block in zip(shares, savings.blocks, strict=True)]
-    axes.bar(places, shares, color="lightgray", label=f"can be dropped: {savings.maximal:.1%} of the network")
-    axes.bar(places, saved, color="tab:blue", label=f"expected to be saved: {savings.expected:.1%}")
+    axes.bar(blocks, shares, color="lightgray", label=f"can be dropped: {savings.maximal:.1%} of the network")
+    axes.bar(blocks, saved, color="tab:blue", label=f"expected to be saved: {savings.expected:.1%}")
     axes.set(title=title, xlabel="block", ylabel="% of the MACs of the network")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.25)  # room for the legend
@@ -71,9 +71,9 @@ def _draw_accuracy(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 def _draw_drops(axes: Axes, rates: Sequence[float], realized: Sequence[float]) -> None:
     blocks = range(1, len(rates) + 1)
-    axes.bar(blocks, [100 * share for share in realized], color="tab:blue", alpha=0.6, label="sat out")
+    axes.bar(blocks, [100 * share for share in realized], color="tab:blue", alpha=0.6, label="dropped")
     axes.plot(blocks, [100 * rate for rate in rates], color="black", marker=".", label="drop rate at the end")
-    axes.set(title="Stochastic depth", xlabel="block", ylabel="% of the training")
+    axes.set(title="Stochastic depth", xlabel="block", ylabel="% of the steps or rows")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left")

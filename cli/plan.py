@@ -1,4 +1,4 @@
-"""``etude plan``: what stochastic depth can save on a network, before anything is trained."""
+"""``etude plan``: the drop rate and the cost of each block of a network, and the expected savings."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def plan(
     image_size: int = 224,
     picture: str | None = None,
 ) -> None:
-    """Show for each block of a network its drop rate and its cost, and what dropping saves.
+    """Print the drop rate and the cost of each block of a network, and the expected savings.
 
-    Nothing is trained and no weights are loaded: the costs are counted on shapes.
+    The costs are computed from shapes: nothing is trained and no weights are loaded.
 
     Args:
-        model: A network with residual blocks: of torchvision, such as resnet50 or vit_b_16, of timm, such as
+        model: A network with residual blocks: from torchvision, such as resnet50 or vit_b_16, from timm, such as
             timm:resnet50d, or a CIFAR ResNet, such as cifar_resnet110.
         drop_rate: Probability in [0, 1] that the last block is dropped.
-        drop_distribution: Rates that rise linearly with depth, or the same for every block.
-        drop_unit: Drop a transformer's blocks, or each of their branches by itself.
+        drop_distribution: Rates that rise linearly with depth, or the same rate for every block.
+        drop_unit: Drop the blocks of a transformer, or their branches separately.
         protect_projections: Never drop a block whose shortcut is not the identity.
         image_size: Height and width of the images in pixels.
-        picture: A PNG file to draw the table to.
+        picture: A PNG file to save a plot of the table to.
     """
     if picture is not None:
         check_packages("plan --picture", "matplotlib")

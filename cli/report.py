@@ -1,4 +1,4 @@
-"""What a run came to: a table, ``summary.json`` and a picture, all from the metrics that the run wrote."""
+"""The results of a run as a table, ``summary.json`` and a picture, computed from its metrics files."""
 
 import json
 from pathlib import Path

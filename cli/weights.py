@@ -1,4 +1,4 @@
-"""The weights of a finished run: plain tensors and numbers, which load safely anywhere."""
+"""The file of a finished run's weights: tensors and plain values, loaded with ``weights_only=True``."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ _KEYS = {"model", "num_classes", "image_size", "drop_rates", "scaling", "state_d
 
 
 def save_weights(path: Path, model: str, network: Any, stochastic_depth: StochasticDepth, image_size: int) -> None:
-    """Save the network's own ``state_dict``, with what is needed to evaluate it as it was trained."""
+    """Save the ``state_dict`` of the network, and what is needed to build and fold it."""
     contents = {
         "model": model,
         "num_classes": network.fc.out_features,
@@ -27,11 +27,11 @@ def save_weights(path: Path, model: str, network: Any, stochastic_depth: Stochas
 
 
 def load_folded(path: Path) -> tuple[nn.Module, int]:
-    """Load a run's network with its drop rates folded into the weights, and the size of its images.
+    """Load the network of a run, fold the drop rates into its weights, and return it with the size of its images.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not what `save_weights` writes.
+        FileNotFoundError: If `path` does not exist.
+        ValueError: If `path` was not written by `save_weights`.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -40,9 +40,9 @@ def load_folded(path: Path) -> tuple[nn.Module, int]:
     try:
         contents: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} must be a weights file of etude train, it cannot be read: {error}") from error
+        raise ValueError(f"{path} must be a weights file of etude train, but it cannot be read: {error}") from error
     if not isinstance(contents, dict) or set(contents) != _KEYS:
-        raise ValueError(f"{path} must be a weights file of etude train, its contents are others")
+        raise ValueError(f"{path} must be a weights file of etude train, but its contents differ")
     network = create_model(contents["model"], contents["num_classes"])
     network.load_state_dict(contents["state_dict"])
     rates, scaling = contents["drop_rates"], contents["scaling"]

@@ -1,4 +1,4 @@
-"""Real data to train on, as dataloaders."""
+"""Datasets, as pairs of training and test dataloaders."""
 
 from .digits import digits_dataloaders
 

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn ships, as images for a ResNet."""
+"""The 1,797 handwritten digits that come with scikit-learn, as images."""
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader, TensorDataset
 def digits_dataloaders(
     batch_size: int = 32, image_size: int = 32, num_workers: int = 0
 ) -> tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]:
-    """Training and test batches of real handwritten digits (Alpaydin and Kaynak 1998, UCI repository).
+    """Dataloaders of handwritten digits (Alpaydin and Kaynak 1998, UCI repository).
 
-    The split is fixed and stratified, 1,437 to 360 images. The 8x8 grey images are enlarged, given
-    three equal channels, and normalised with mean and deviation of the training part.
+    The split is fixed and stratified: 1,437 training and 360 test images. The 8x8 grey images are resized, repeated
+    to three channels, and normalized with the mean and standard deviation of the training images.
 
     Args:
         batch_size: Images per batch, at least 1.
         image_size: Height and width of an image in pixels, at least 8.
-        num_workers: Processes that load the images, at least 0.
+        num_workers: Worker processes of each dataloader, at least 0.
 
     Returns:
         The shuffled training dataloader and the test dataloader; batches are ``(X, y)`` with images
@@ -25,12 +25,12 @@ def digits_dataloaders(
 
     Raises:
         ValueError: If an argument is below its minimum.
-        ModuleNotFoundError: Without scikit-learn.
+        ModuleNotFoundError: If scikit-learn is not installed.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if image_size < 8:
-        raise ValueError(f"image_size must be at least 8, the size of the originals, got {image_size}")
+        raise ValueError(f"image_size must be at least 8, the size of the original images, got {image_size}")
     if num_workers < 0:
         raise ValueError(f"num_workers must be at least 0, got {num_workers}")
     from sklearn.datasets import load_digits

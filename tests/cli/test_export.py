@@ -48,9 +48,9 @@ class _Payload:
 def test_what_is_no_weights_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "missing": (None, "run must be the folder of a finished etude train"),
-        "garbage": (b"garbage", "must be a weights file of etude train, it cannot be read"),
-        "other": ({"a": 1}, "must be a weights file of etude train, its contents are others"),
-        "payload": (_Payload(), "must be a weights file of etude train, it cannot be read"),
+        "garbage": (b"garbage", "must be a weights file of etude train, but it cannot be read"),
+        "other": ({"a": 1}, "must be a weights file of etude train, but its contents differ"),
+        "payload": (_Payload(), "must be a weights file of etude train, but it cannot be read"),
     }
     for name, (contents, message) in cases.items():
         folder = tmp_path / name

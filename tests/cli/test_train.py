@@ -152,7 +152,7 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
 
 
 def test_auto_needs_a_name() -> None:
-    with pytest.raises(ValueError, match="resume=auto must come with a run_name"):
+    with pytest.raises(ValueError, match="resume=auto needs a run_name, got none"):
         locate("auto", None, "resnet50")
     assert locate("auto", "mine", "resnet50") == ("mine", {"autoresume": True})
     assert locate(None, "mine", "resnet50") == ("mine", {})
