@@ -1,0 +1,145 @@
+"""The algorithms that go through the contract battery, and what it needs to know of each.
+
+A new algorithm joins by one line in `BATTERY`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+import etude.functional as cf
+from etude import Algorithm, Trainer
+from etude.algorithms import LabelSmoothing, StartLate, StochasticDepth
+from helpers.networks import images, tiny_resnet
+from helpers.parallel_training import freeze_batchnorm
+from helpers.probes import AverageWeights, ChangeBatch, ChangeLoss, CountRows, ReplaceParameters
+
+Batch = tuple[Tensor, Tensor]
+OwnLoop = Callable[[Any, Optimizer, Iterable[Batch]], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm in the battery.
+
+    Args:
+        make: Builds it; takes every setting by name.
+        changes: Another value for every setting.
+        by_hand: Trains a model with the functional form; None if there is none.
+        equal_on_ranks: Whether two ranks give the same weights as one on the joined batches.
+        only_once: Whether a second one in the same run is refused.
+        shards: Whether it works with ``parallelism="fsdp"``.
+    """
+
+    make: Callable[..., Algorithm]
+    changes: dict[str, Any]
+    by_hand: OwnLoop | None = None
+    equal_on_ranks: bool = True
+    only_once: bool = False
+    shards: bool = True
+    kind: type[Algorithm] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", type(self.make()))
+
+
+def train_by_hand(
+    model: Any,
+    optimizer: Optimizer,
+    batches: Iterable[Batch],
+    change: Callable[[int, Tensor, Batch], Batch] = lambda step, outputs, batch: batch,
+) -> None:
+    """A loop without a Trainer; `change` may replace the batch for the loss."""
+    for step, batch in enumerate(batches):
+        optimizer.zero_grad()
+        outputs = model(batch)
+        model.loss(outputs, change(step, outputs, batch)).backward()
+        optimizer.step()
+
+
+def smooth_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    train_by_hand(model, optimizer, batches, lambda _, outputs, batch: (batch[0], cf.smooth_labels(outputs, batch[1])))
+
+
+def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
+
+
+DEPTH_CHANGES: dict[str, Any] = {
+    "target_layer_name": "ResNetBottleneck",
+    "stochastic_method": "sample",
+    "drop_rate": 0.25,
+    "drop_distribution": lambda number, count: number / count,
+    "drop_warmup": "2ba",
+    "use_same_gpu_seed": False,
+    "drop_schedule": StartLate("2ba"),
+    "draws": "balanced",
+    "scaling": "training",
+    "drop_unit": "branch",
+    "protect_projections": True,
+}
+
+BATTERY: dict[str, Entry] = {
+    "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2}, smooth_by_hand),
+    "StochasticDepth": Entry(partial(StochasticDepth, drop_rate=0.5), DEPTH_CHANGES, drop_by_hand, only_once=True),
+    "AverageWeights": Entry(AverageWeights, {"decay": 0.5}),
+    "ChangeBatch": Entry(ChangeBatch, {"scale": 0.25}),
+    "ChangeLoss": Entry(ChangeLoss, {"weight": 0.5}),
+    "ReplaceParameters": Entry(ReplaceParameters, {"scale": 0.25}),
+    "CountRows": Entry(CountRows, {"weight": 2.0}),
+}
+
+
+def make_model(frozen_batchnorm: bool = False) -> Any:
+    """A small residual network; with frozen BatchNorm no row depends on the others of its batch."""
+    torch.manual_seed(5)
+    model: nn.Module = tiny_resnet(num_blocks=3)
+    return freeze_batchnorm(model) if frozen_batchnorm else model
+
+
+def sgd(model: nn.Module) -> SGD:
+    return SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def make_trainer(algorithms: Any, model: Any = None, duration: str = "2ep", **settings: Any) -> Trainer:
+    """A training of up to two epochs of three batches, in shuffled order."""
+    model = make_model() if model is None else model
+    return Trainer(
+        model,
+        images(num_samples=12, batch_size=4, shuffle=True),
+        settings.pop("eval_dataloader", images(num_samples=4)),
+        duration,
+        algorithms,
+        sgd(model),
+        device="cpu",
+        progress_bar=False,
+        **settings,
+    )
+
+
+def result_of(trainer: Trainer) -> dict[str, Any]:
+    """Everything that the rest of the training depends on; sharded tensors gathered."""
+    state = trainer.state
+    return {
+        "model": _full(dict(state.model.state_dict())),
+        "optimizers": _full([optimizer.state_dict() for optimizer in state.optimizers]),
+        "algorithms": _full([(a.state_dict(), a.rank_state_dict()) for a in state.algorithms]),
+        "generator": torch.get_rng_state(),
+        "eval_metrics": dict(state.eval_metrics),
+        "timestamp": state.timestamp,
+    }
+
+
+def _full(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.full_tensor() if hasattr(value, "full_tensor") else value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _full(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_full(item) for item in value)
+    return value
