@@ -170,6 +170,9 @@ def initialize(engine: Engine, options: Options) -> None:
         convert_batchnorm(state)
     checks.check_model("state.model", state.model)
     checks.check_optimizers(state.optimizers, state.model)
+    for name in ("train_dataloader", "eval_dataloader"):
+        if getattr(state, name) is not None:
+            checks.check_dataloader(name, getattr(state, name))
     if state.train_dataloader is not None and not state.optimizers:
         state.optimizers = (default_optimizer(state.model),)
 
