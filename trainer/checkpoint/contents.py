@@ -19,6 +19,7 @@ from ..settings import check_same_training
 from ..torch_internals import mark_stepped
 from ..weights import check_weights
 from .file import VERSION
+from .fitting import check_fits
 from .shards import fit_to, matched
 
 _MAX_COMPARED = 4096  # elements of a tensor
@@ -91,6 +92,8 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
             *([(state.scaler, _numbers(contents["scaler"]))] if state.scaler.is_enabled() else []),
         ]
         files = matched(contents["loggers"], logger.destinations)
+        for thing, saved in pairs:
+            check_fits(saved, thing, timestamp.batch)
         for thing, saved in pairs:
             before.append((thing.load_state_dict, deepcopy(thing.state_dict())))
             thing.load_state_dict(saved)

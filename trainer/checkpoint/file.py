@@ -1,7 +1,7 @@
-"""One checkpoint as one file, written all or not at all and verified before use.
+"""One checkpoint as one file, written atomically and verified before use.
 
-The file is what ``torch.save`` writes, a zip archive of plain records. Its comment holds the SHA-256 of every byte
-before it: the archive's own checksums leave out its directory, where one flipped bit can turn a tensor into noise.
+The file is what ``torch.save`` writes, a zip archive of uncompressed records. Its comment holds the SHA-256 of every
+byte before it: the archive's own checksums do not cover its directory, where one flipped bit can change a tensor.
 """
 
 import hashlib
@@ -20,6 +20,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from .atomic import replacing
+from .bounds import check_expansion, check_hashing
 from .shards import check_shards
 
 VERSION = 2
@@ -31,7 +33,7 @@ _MAX_INT_BITS = 8 * 255 - 1  # longer ones are pickled in a way that torch's saf
 
 
 class CheckpointError(ValueError):
-    """Says why a file, or a whole folder, cannot be loaded.
+    """A file, or every file of a folder, cannot be loaded.
 
     Args:
         path: The file or folder.
@@ -48,50 +50,56 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Write a checkpoint: whenever the process or the machine dies, `path` is the old file or the whole new one.
+    """Write a checkpoint atomically: if the process or the machine dies, `path` is the old file or the new one.
 
     Args:
-        path: Where to. Missing folders are made, a file that is there is replaced.
+        path: Missing folders are made, an existing file is replaced.
         contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 2.
 
     Raises:
-        TypeError: If there is something in `contents` that could not be loaded safely.
-        ValueError: If `contents` has another version.
-        OSError: If it cannot be written, for example for want of space. The old file is untouched, unless only
-            the last step failed, which makes the new name survive a loss of power.
+        TypeError: If `contents` holds something that could not be loaded safely.
+        ValueError: If `contents` has another version, or holds the same large values in many places.
+        OSError: If the file cannot be written, for example because the disk is full. The old file is unchanged,
+            unless only the last step failed, which makes the new name survive a power failure.
     """
     _check_loadable(contents, "")
     if not _has_version(contents):
         raise ValueError(f'contents must be a dict with "version" {VERSION}, got {_version_of(contents)}')
     with replacing(path) as file:
         _save(contents, file)
+        check_expansion(contents, *_sizes(file))
         _seal(file)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Verify a checkpoint, then load it to the CPU; code in it never runs.
+    """Verify a checkpoint, then load it to the CPU. Code in it never runs, and time and memory are bounded by its size.
 
     Returns:
-        What `write_checkpoint` got, bit for bit.
+        The contents that `write_checkpoint` was given, bit for bit.
 
     Raises:
-        CheckpointError: If the file is missing, was cut or changed, is something else than a checkpoint, holds
-            more than plain values and tensors, or is a link that leaves its folder.
+        CheckpointError: If the file is missing, was cut or changed, is not a checkpoint or one of another version,
+            holds more than plain values and tensors, or is a link that leaves its folder.
     """
     if not path.is_file():
         raise CheckpointError(path, "there is no such file")
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
         raise CheckpointError(path, "it is a link that leaves its folder")
-    # one open file for all: what is loaded is what was verified, even if the name is given to another file meanwhile
+    # The file is opened once: what is loaded was verified, even if the name is given to another file meanwhile.
     with _refusing(path, "it cannot be read"), open(path, "rb") as file:
         _check_bytes(path, file)
-        with _refusing(path, "it is no archive of uncompressed records"):
-            _check_records(file)
-        with _refusing(path, "torch does not take it for plain values and tensors"):
+        with _refusing(path, "it is not an archive of uncompressed records"):
+            pickles = _check_records(file)
+        with _refusing(path, "it would take far more time or memory than its size allows"):
+            for pickled in pickles:
+                check_hashing(pickled)
+        with _refusing(path, "torch cannot load it as plain values and tensors"):
             contents = _load(file)
+        with _refusing(path, "it would take far more time or memory than its size allows"):
+            check_expansion(contents, *_sizes(file))
     if not _has_version(contents):
-        raise CheckpointError(path, f'it must hold a dict with "version" {VERSION}, got {_version_of(contents)}')
-    with _refusing(path, "its shards are not good"):
+        raise CheckpointError(path, _describe_version(contents))
+    with _refusing(path, "its shards are missing or damaged"):
         check_shards(contents, path.parent)
     return contents
 
@@ -108,13 +116,20 @@ def _version_of(contents: Any) -> str:
     return f"version {version}" if is_short else f"a version that is a {_type_name(version)}"
 
 
+def _describe_version(contents: Any) -> str:
+    version = contents.get("version") if isinstance(contents, dict) else None
+    if type(version) is int:
+        return f"it is {_version_of(contents)} of the format, this release of etude reads version {VERSION}"
+    return f'it must hold a dict with "version" {VERSION}, got {_version_of(contents)}'
+
+
 def _type_name(value: Any) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_loadable(value: Any, place: str) -> None:
-    """Raise a TypeError that names the place of what ``torch.load(weights_only=True)`` would not load."""
+    """Raise a TypeError with the place of a value that ``torch.load(weights_only=True)`` would not load."""
     kind = type(value)
     if kind in _PLAIN or (kind is int and (value if value >= 0 else ~value).bit_length() <= _MAX_INT_BITS):
         return
@@ -147,33 +162,12 @@ def _check_children(children: dict[Any, Any], place: str) -> None:
         _check_loadable(child, f"{place}.{name}" if place else str(name))
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write, which takes the place of `path` when all of it is on the disk, or disappears."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)  # of a killed process that had our number
-        with open(temporary, "x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name is an entry of the folder
-    finally:
-        os.close(folder)
-
-
 def _save(contents: dict[str, Any], file: IO[bytes]) -> None:
     before = sys.exception()
     try:
         torch.save(contents, file)
     except RuntimeError as error:
-        # torch ends its archive even after a failure, and then complains of that end instead of a full disk or Ctrl-C
+        # torch closes its archive even after a failure, and then raises that error instead of a full disk or Ctrl-C
         first = error.__context__
         if first is None or first is before:
             raise
@@ -201,13 +195,14 @@ def _comment(file: IO[bytes], length: int) -> bytes:
 
 @contextmanager
 def _refusing(path: Path, reason: str) -> Iterator[None]:
-    """Turn every error into a `CheckpointError`: what damage makes of a file can raise nearly anything."""
+    """Turn every error into a `CheckpointError`, as a damaged file can raise nearly anything."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(path, f"{reason} ({type(error).__name__})") from error
+        what = f": {error}" if type(error) is ValueError and "\n" not in str(error) else ""
+        raise CheckpointError(path, f"{reason} ({type(error).__name__}{what})") from error
 
 
 def _check_bytes(path: Path, file: IO[bytes]) -> None:
@@ -218,27 +213,53 @@ def _check_bytes(path: Path, file: IO[bytes]) -> None:
     file.seek(length)
     comment = file.read()
     if not comment.startswith(_COMMENT_START):
-        raise CheckpointError(path, "it does not end with a checksum: it was cut, or is no checkpoint of etude")
+        raise CheckpointError(path, f"it does not end with a checksum: {_describe_foreign(file)}")
     if comment != _comment(file, length):
         raise CheckpointError(path, "its checksum does not match: it was cut or changed after it was written")
 
 
-def _check_records(file: IO[bytes]) -> None:
-    """Refuse what a checksum does not rule out in a file that was made on purpose: a few bytes that unpack to many."""
+def _describe_foreign(file: IO[bytes]) -> str:
+    """What a file without a checksum is, as far as its first bytes and its directory tell."""
+    file.seek(0)
+    start = file.read(16)
+    advice = "load its weights into the model yourself, with"
+    if start[8:9] == b"{":
+        return f"it is a safetensors file and not a checkpoint of etude; {advice} safetensors.torch.load_file"
+    if start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(file):
+        return (
+            "it was written by torch.save and not by etude, or was cut; if it holds a state_dict, "
+            f"{advice} torch.load(path, weights_only=True)"
+        )
+    if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        return f"it is a pickle and not a checkpoint of etude; {advice} torch.load(path, weights_only=True)"
+    return "it was cut, or is not a checkpoint of etude"
+
+
+def _check_records(file: IO[bytes]) -> list[bytes]:
+    """Refuse an archive whose few bytes unpack to many; return its pickled records."""
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
-        raise ValueError("something else stands before the archive")  # which torch would read in its place
+        raise ValueError("something else stands before the archive")  # which torch would read instead
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise ValueError("a record is compressed")
-    if sum(record.file_size for record in records) > size:
-        raise ValueError("the records are larger than the file")
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("a record is compressed")
+        if sum(record.file_size for record in records) > size:
+            raise ValueError("the records are larger than the file")
+        return [archive.read(record) for record in records if record.filename.endswith("data.pkl")]
+
+
+def _sizes(file: IO[bytes]) -> tuple[int, int]:
+    """Bytes of the pickled part of an archive, and of all of it."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        pickled = sum(record.file_size for record in archive.infolist() if record.filename.endswith("data.pkl"))
+    return pickled, size
 
 
 def _load(file: IO[bytes]) -> Any:
     file.seek(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about kinds of files that are refused here
+        warnings.simplefilter("ignore")  # about kinds of files that are refused above
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)

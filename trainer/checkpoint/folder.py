@@ -1,41 +1,35 @@
-"""The folder of checkpoints: names, the pointers to the latest and the best, and which ones are kept."""
+"""A folder of checkpoints: their names, the pointers to the latest and the best, and which ones are kept."""
 
 import logging
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .file import CheckpointError, read_checkpoint, replacing
+from .atomic import remove_abandoned, replacing
+from .file import CheckpointError, read_checkpoint
 from .shards import remove_shards, remove_unused_shards
 
 CHECKPOINT_NAME = re.compile(r"ep(0|[1-9][0-9]*)-ba(0|[1-9][0-9]*)\.pt")
 POINTERS = ("latest", "best")
 
-_TEMPORARY_NAME = re.compile(r"\.(?:.+\.pt|latest|best)\.([0-9]{1,9})\.tmp", re.DOTALL)
-
 _log = logging.getLogger(__name__)
 
 
 def checkpoint_name(epoch: int, batch: int) -> str:
-    """The file name of the checkpoint after so many epochs and batches, like ``ep3-ba120.pt``.
-
-    Raises:
-        ValueError: If a number is negative or not whole.
-    """
+    """The file name of a checkpoint after `epoch` epochs and `batch` batches, like ``ep3-ba120.pt``."""
     for name, number in {"epoch": epoch, "batch": batch}.items():
-        _check_whole(name, number)
+        _check_count(name, number)
     return f"ep{epoch}-ba{batch}.pt"
 
 
 def set_pointer(folder: Path, pointer: str, name: str) -> None:
-    """Write atomically, into the small text file `pointer`, which checkpoint of `folder` it means.
+    """Write the name of a checkpoint into the text file `pointer`, atomically.
 
     Args:
-        folder: Where the checkpoints are.
+        folder: Of the checkpoints.
         pointer: ``"latest"`` or ``"best"``.
-        name: A file name as `checkpoint_name` gives it.
+        name: A file name of the form that `checkpoint_name` returns.
 
     Raises:
         ValueError: If `pointer` or `name` is something else.
@@ -48,13 +42,7 @@ def set_pointer(folder: Path, pointer: str, name: str) -> None:
 
 
 def read_pointer(folder: Path, pointer: str) -> str | None:
-    """The file name that a pointer holds, None if it is missing or holds anything else.
-
-    The file that it names may be missing.
-
-    Raises:
-        ValueError: If `pointer` is not ``"latest"`` or ``"best"``.
-    """
+    """The file name in a pointer, None if the pointer is missing or holds anything else. The file may be missing."""
     path = folder / _check_pointer(pointer)
     if not path.is_file():
         return None
@@ -74,7 +62,7 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The first of `candidates` that can be loaded, with its contents; a warning is logged for each one before it.
+    """The first of `candidates` that can be loaded, with its contents; each one before it is logged as a warning.
 
     Returns:
         None if there are no checkpoints.
@@ -84,46 +72,41 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     latest = read_pointer(folder, "latest")
     if latest is not None and not (folder / latest).is_file():
-        _log.warning("%s is missing, though it was the latest: falling back to the newest there is", folder / latest)
+        _log.warning("the latest checkpoint %s is missing: falling back to the newest one found", folder / latest)
     bad = []
     for path in candidates(folder):
         try:
             return path, read_checkpoint(path)
         except CheckpointError as error:
-            _log.warning("%s is damaged (%s): falling back to the one before", path, error.reason)
+            _log.warning("%s cannot be loaded (%s): falling back to the one before", path, error.reason)
             bad.append(f"{path.name} ({error.reason})")
     if bad:
-        raise CheckpointError(folder, f"none of its checkpoints is good: {', '.join(bad)}")
+        raise CheckpointError(folder, f"none of its checkpoints can be loaded: {', '.join(bad)}")
     return None
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what processes that were killed left of ``.pt`` files and pointers that they wrote.
+    """Remove the unfinished files of processes that were killed.
 
     Not to be called while another thread writes into `folder`.
     """
-    if not folder.exists():
-        return
-    for path in list(folder.iterdir()):
-        match = _TEMPORARY_NAME.fullmatch(path.name)
-        if match and path.is_file() and not _is_another_process(int(match[1])):
-            path.unlink(missing_ok=True)
-    remove_unused_shards(folder)
+    if folder.exists():
+        remove_abandoned(folder)
+        remove_unused_shards(folder)
 
 
-def remove_old(folder: Path, keep: int, protected: Collection[str]) -> None:
+def remove_old(folder: Path, keep: int, protected: Collection[str], damaged: Collection[str] = ()) -> None:
     """Remove all checkpoints but the newest.
 
     Args:
-        folder: Where the checkpoints are.
-        keep: How many of the newest stay, at least 0.
-        protected: File names that stay in any case.
-
-    Raises:
-        ValueError: If `keep` is negative or not whole.
+        folder: Of the checkpoints.
+        keep: How many of the newest to keep.
+        protected: File names that are kept in any case.
+        damaged: File names that do not count among those to keep. They are left as they are.
     """
-    _check_whole("keep", keep)
-    for path in newest_first(folder)[keep:]:
+    _check_count("keep", keep)
+    intact = [path for path in newest_first(folder) if path.name not in damaged]
+    for path in intact[keep:]:
         if path.name not in protected:
             path.unlink(missing_ok=True)
             remove_shards(path)
@@ -139,25 +122,12 @@ def newest_first(folder: Path) -> list[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _is_another_process(pid: int) -> bool:
-    """Whether a process other than this one runs under a number; what bears our own number an earlier one left."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _check_pointer(pointer: str) -> str:
     if pointer not in POINTERS:
         raise ValueError(f'pointer must be "latest" or "best", got {pointer!r}')
     return pointer
 
 
-def _check_whole(name: str, number: int) -> None:
+def _check_count(name: str, number: int) -> None:
     if type(number) is not int or number < 0:
-        raise ValueError(f"{name} must be a whole number of at least 0, got {number!r}")
+        raise ValueError(f"{name} must be an int of at least 0, got {number!r}")

@@ -111,7 +111,6 @@ class TestDamage:
             ([1], "got a list"),
             (torch.ones(1), "got a torch.Tensor"),
             ({}, "got a version that is a NoneType"),
-            ({"version": 3}, "got version 3"),
             ({"version": True}, "got a version that is a bool"),
             ({"version": "x\ny" * 1000}, "got a version that is a str"),
             ({"version": torch.ones(2)}, "got a version that is a torch.Tensor"),
@@ -125,7 +124,7 @@ class TestDamage:
         path.write_bytes(sealed(repacked(torch_bytes(OLD))))
         assert same(read_checkpoint(path), OLD)
         path.write_bytes(sealed(repacked(torch_bytes(OLD), zipfile.ZIP_DEFLATED)))
-        assert "no archive of uncompressed records" in error_of(path).reason
+        assert "not an archive of uncompressed records" in error_of(path).reason
 
     def test_records_that_overlap(self, path: Path) -> None:
         """Ten entries of the directory for the same megabyte."""
@@ -134,7 +133,7 @@ class TestDamage:
             archive.writestr("archive/data/0", bytes(10**6))
             archive.filelist *= 10
         path.write_bytes(sealed(buffer.getvalue()))
-        assert "no archive of uncompressed records" in error_of(path).reason
+        assert "not an archive of uncompressed records" in error_of(path).reason
 
     def test_an_archive_without_records_of_torch(self, path: Path) -> None:
         buffer = io.BytesIO()

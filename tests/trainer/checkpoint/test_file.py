@@ -369,13 +369,6 @@ class TestAtomicity:
         (tmp_path / "latest").unlink()
 
 
-def test_the_rest_of_an_earlier_process_of_the_same_number_is_in_nobodys_way(path: Path) -> None:
-    (path.parent / f".{path.name}.{os.getpid()}.tmp").write_bytes(b"rest")
-    write_checkpoint(path, NEW)
-    assert same(read_checkpoint(path), NEW)
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_the_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_end(
     monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:

@@ -221,7 +221,7 @@ class TestDamage:
         assert trainer.state.timestamp.batch == 4
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(warnings) == 1
-        assert re.search(r"ep0-ba5\.pt is damaged \(.+\): falling back to the one before", warnings[0])
+        assert re.search(r"ep0-ba5\.pt cannot be loaded \(.+\): falling back to the one before", warnings[0])
         assert differences(expected, fit(trainer)) == []
         assert rows_of(Path("runs/run")) == rows
 
@@ -229,7 +229,9 @@ class TestDamage:
         for path in Path("saved").glob("*.pt"):
             path.write_bytes(cut(path.read_bytes()))
         before = bytes_of(Path())
-        with pytest.raises(CheckpointError, match=r"saved cannot be loaded: none of its checkpoints is good: ep0-ba5"):
+        with pytest.raises(
+            CheckpointError, match=r"saved cannot be loaded: none of its checkpoints can be loaded: ep0-ba5"
+        ):
             make_trainer(**SAVE_ALL, run_name="run", autoresume=True)
         assert bytes_of(Path()) == before
 

@@ -16,6 +16,7 @@ from torch.optim import SGD
 from etude import Trainer
 from etude.engine import Callback, LoggerDestination, Time
 from etude.trainer import CheckpointSaver
+from etude.trainer.checkpoint.atomic import _machine
 from etude.trainer.checkpoint.file import read_checkpoint
 from etude.trainer.checkpoint.folder import newest_good
 from helpers.networks import LinearModel, vectors
@@ -293,7 +294,9 @@ class TestWhatKilledProcessesLeft:
     def test_it_is_removed_at_the_start(self, tmp_path: Path) -> None:
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()
-        stale = [tmp_path / f".{name}.{ended.pid}.tmp" for name in ("ep1-ba5.pt", "latest", "best")]
+        stale = [
+            tmp_path / f".{name}.{_machine()}.{ended.pid}.0123abcd.tmp" for name in ("ep1-ba5.pt", "latest", "best")
+        ]
         for path in stale:
             path.touch()
         make_trainer(save_folder=tmp_path).fit()
