@@ -128,7 +128,8 @@ def train(
     )
     smoothing = [LabelSmoothing(label_smoothing)] if label_smoothing else []
     distributed.join_process_group(check_device("device", device), check_timeout("dist_timeout", dist_timeout))
-    train_dataloader, eval_dataloader = digits_dataloaders(batch_size, image_size, num_workers)
+    digits = digits_dataloaders(batch_size, image_size, num_workers)
+    train_dataloader, eval_dataloader = digits.train_dataloader, digits.eval_dataloader
     num_batches = count_batches(max_duration, train_dataloader)
 
     torch.manual_seed(check_seed("seed", seed))

@@ -92,7 +92,7 @@ def test_the_csv_holds_the_same_rows(run: tuple[Path, str]) -> None:
     ("duration", "batches"), [("2ep", 90), ("7ba", 7), ("1437sp", 45), ("1438sp", 46), ("32sp", 1), ("33sp", 2)]
 )
 def test_count_batches_agrees_with_the_dataloader(duration: str, batches: int) -> None:
-    assert count_batches(duration, digits_dataloaders(32, 8)[0]) == batches
+    assert count_batches(duration, digits_dataloaders(32, 8).train_dataloader) == batches
 
 
 def test_a_missing_package_is_named_with_its_remedy() -> None:

@@ -1,18 +1,23 @@
 from collections import Counter
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from etude.datasets.digits import digits_dataloaders
+
+
+def loaders(**settings: Any) -> list[DataLoader[Any]]:
+    data = digits_dataloaders(**settings)
+    return [data.train_dataloader, data.eval_dataloader]
 
 
 @pytest.fixture(scope="module")
 def parts():
     """Images and classes of the training and of the test part, at the size of the originals."""
-    return [cast(TensorDataset, loader.dataset).tensors for loader in digits_dataloaders(image_size=8)]
+    return [cast(TensorDataset, loader.dataset).tensors for loader in loaders(image_size=8)]
 
 
 def originals(images, lowest, highest) -> list[tuple]:
@@ -61,14 +66,14 @@ def test_they_are_normalised_on_the_training_part_only(parts):
 
 def test_they_are_the_same_every_time_whatever_the_seeds(parts):
     torch.manual_seed(123)
-    again = [cast(TensorDataset, loader.dataset).tensors for loader in digits_dataloaders(image_size=8)]
+    again = [cast(TensorDataset, loader.dataset).tensors for loader in loaders(image_size=8)]
     for (images, classes), (same_images, same_classes) in zip(parts, again, strict=True):
         assert torch.equal(images, same_images)
         assert torch.equal(classes, same_classes)
 
 
 def test_images_are_enlarged():
-    train, test = digits_dataloaders(batch_size=5, image_size=12)
+    train, test = loaders(batch_size=5, image_size=12)
     images, classes = next(iter(train))
     assert images.shape == (5, 3, 12, 12)
     assert classes.shape == (5,)
@@ -76,7 +81,7 @@ def test_images_are_enlarged():
 
 
 def test_only_the_training_part_is_shuffled():
-    train, test = digits_dataloaders(batch_size=360, image_size=8)
+    train, test = loaders(batch_size=360, image_size=8)
     first, second = (next(iter(train))[1] for _ in range(2))
     assert not torch.equal(first, second)
     assert torch.equal(next(iter(test))[1], cast(TensorDataset, test.dataset).tensors[1])
@@ -85,5 +90,14 @@ def test_only_the_training_part_is_shuffled():
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"batch_size": -3}, {"image_size": 7}, {"image_size": 0}])
 def test_an_argument_below_its_minimum_is_refused(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ValueError, match=rf"{name} must be at least \d.*, got {value}$"):
+    with pytest.raises(ValueError, match=rf"{name} must be an int of at least \d.*, got {value}$"):
         digits_dataloaders(**arguments)
+
+
+def test_what_is_known_of_them():
+    data = digits_dataloaders(image_size=8)
+    assert data.class_names == tuple("0123456789")
+    (train, _), whole = data.train_dataloader.dataset.tensors, load_digits().images
+    scaled = (train * data.std[0] + data.mean[0]) * 16
+    assert scaled.min().item() == pytest.approx(0, abs=1e-4)
+    assert scaled.max().item() == pytest.approx(whole.max(), abs=1e-4)
