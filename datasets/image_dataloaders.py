@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -23,8 +22,8 @@ class ImageDataloaders:
         num_skipped: How many images were left out because they could not be read.
     """
 
-    train_dataloader: DataLoader[tuple[Tensor, Tensor]]
-    eval_dataloader: DataLoader[tuple[Tensor, Tensor]]
+    train_dataloader: DataLoader[Any]
+    eval_dataloader: DataLoader[Any]
     class_names: tuple[str, ...]
     image_size: int
     mean: tuple[float, float, float]

@@ -66,4 +66,4 @@ def channel_statistics(images: Iterable[Tensor]) -> tuple[Statistics, Statistics
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
     if std.min() < 1e-6:
         raise ValueError("normalization='data' must have images with some contrast, a channel of these is constant")
-    return tuple(mean.tolist()), tuple(std.tolist())  # type: ignore[return-value]  # of three numbers each
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -33,7 +33,7 @@ def test_the_module_is_the_command() -> None:
         (["--max-duration", "soon"], "max_duration: a time string must be like"),
         (["--max-duration", "0ep"], 'max_duration must be positive, got "0ep"'),
         (["--batch-size", "0"], "batch_size must be an int of at least 1, got 0"),
-        (["--image-size", "4"], "image_size must be at least 8"),
+        (["--image-size", "4"], "image_size must be an int of at least 8"),
         (["--label-smoothing", "2"], "smoothing must be in [0, 1], got 2.0"),
         (["--seed", "-1"], "seed must be an int >= 0"),
         (["--run-name", "../elsewhere"], "run_name must be letters, digits"),
