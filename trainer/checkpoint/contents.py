@@ -93,7 +93,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         ]
         files = matched(contents["loggers"], logger.destinations)
         for thing, saved in pairs:
-            check_fits(saved, thing, timestamp.batch)
+            check_fits(saved, thing, contents["progress"]["timestamp"]["batch"])
         for thing, saved in pairs:
             before.append((thing.load_state_dict, deepcopy(thing.state_dict())))
             thing.load_state_dict(saved)
