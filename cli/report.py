@@ -1,6 +1,7 @@
 """The results of a run as a table, ``summary.json`` and a picture, computed from its metrics files."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def report(folder: Path, model: nn.Module, stochastic_depth: StochasticDepth, im
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_run(rows, stochastic_depth.plan.rates, stochastic_depth.realized_drop_rates, folder / "run.png")
     print(as_table(summary))
-    print(f"\n{folder}/: summary.json, metrics.jsonl, metrics.csv, settings.json, weights.pt, run.png, checkpoints/")
+    files = "summary.json, metrics.jsonl, metrics.csv, settings.json, options.json, weights.pt, run.png, checkpoints/"
+    print(f"\n{os.path.relpath(folder)}/: {files}")
 
 
 def summarise(

@@ -103,10 +103,9 @@ def check_same_training(saved: Any, settings: Mapping[str, Any], may_change: Col
     free = {*may_change, *_ENVIRONMENT}
     kept = {name: value for name, value in saved.items() if name not in free}
     if changes := _differences(kept, {name: value for name, value in settings.items() if name not in free}):
-        raise ValueError(
-            f"the settings must be those of the run that is resumed, changed: {'; '.join(changes)}. A new "
-            "training from its weights takes load_path, load_weights_only=True and another save_folder"
-        )
+        error = ValueError(f"the settings must be those of the run that is resumed, changed: {'; '.join(changes)}")
+        error.add_note("to train from its weights anew, pass load_path, load_weights_only=True and another save_folder")
+        raise error
     if changes := _differences(saved, settings):
         _log.warning("resuming with other settings: %s", "; ".join(changes))
     if saved.get("python") != settings["python"]:

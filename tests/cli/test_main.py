@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import etude
 from etude.cli.main import main
 
 
@@ -18,6 +19,11 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--drop-rate" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"etude {etude.__version__}\n"
 
 
 def test_the_module_is_the_command() -> None:
@@ -38,7 +44,12 @@ def test_the_module_is_the_command() -> None:
         (["--seed", "-1"], "seed must be an int >= 0"),
         (["--run-name", "../elsewhere"], "run_name must be letters, digits"),
         (["--device", "abacus"], "device must be"),
-        (["--lr", "-1"], "lr must be a positive number, got -1.0"),
+        (["--lr", "-1"], "lr must be a finite number > 0, got -1.0"),
+        (["--drop-rate", "0", "--drop-warmup", "0.2dur"], "drop_warmup must come with a drop_rate above 0"),
+        (["--epochs", "3"], "there is no option --epochs, did you mean --max-duration? etude train --help lists all"),
+        (["--drop_rat=3"], "there is no option --drop-rat, did you mean --drop-rate?"),
+        (["--no-deterministic"], "did you mean --deterministic-mode?"),
+        (["--xyzzy"], "there is no option --xyzzy; etude train --help lists all"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

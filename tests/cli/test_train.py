@@ -4,17 +4,23 @@ import inspect
 import io
 import json
 import os
+import shlex
 import shutil
+import signal
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from etude.algorithms import StochasticDepth
 from etude.cli.main import main
+from etude.cli.options import DepthOptions, TrainerOptions
 from etude.cli.packages import check_packages
 from etude.cli.resume import locate
-from etude.cli.train import count_batches, train
+from etude.cli.train import TrainOptions, count_batches
 from etude.datasets.digits import digits_dataloaders
+from etude.loggers import ProgressBar
+from etude.trainer import Trainer
 
 OPTIONS = {
     "model": "resnet50",
@@ -47,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_its_files(run: tuple[Path, str]) -> None:
     folder, _ = run
     names = {path.name for path in folder.iterdir()}
-    files = {"metrics.jsonl", "metrics.csv", "settings.json", "summary.json", "weights.pt", "run.png"}
+    files = {"metrics.jsonl", "metrics.csv", "settings.json", "options.json", "summary.json", "weights.pt", "run.png"}
     assert names == files | {"checkpoints"}
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.png").stat().st_size > 10_000
@@ -100,11 +106,23 @@ def test_a_missing_package_is_named_with_its_remedy() -> None:
         check_packages("train", "json", "nosuchpackage")
 
 
-def test_the_defaults_are_those_of_the_algorithm() -> None:
-    ours = inspect.signature(train).parameters
-    theirs = inspect.signature(StochasticDepth).parameters
-    for name in ("drop_rate", "stochastic_method", "drop_distribution"):
-        assert ours[name].default == theirs[name].default
+def test_options_of_stochastic_depth_have_its_defaults() -> None:
+    theirs = {setting.name: setting.default for setting in fields(StochasticDepth)}
+    ours = {option.name: option.default for option in fields(DepthOptions) if option.name in theirs}
+    assert len(ours) == 8
+    assert {name: value for name, value in ours.items() if name != "drop_warmup"}.items() <= theirs.items()
+    assert repr(DepthOptions().build()) == repr(StochasticDepth())
+
+
+def test_options_of_the_trainer_are_its_arguments() -> None:
+    assert {option.name for option in fields(TrainerOptions)} <= set(inspect.signature(Trainer).parameters)
+
+
+@pytest.mark.parametrize("name", ["drop_warmup", "start_late", "stop_early", "progressive_gamma"])
+def test_a_schedule_without_drops_is_refused(name: str) -> None:
+    value = 0.5 if name == "progressive_gamma" else "0.2dur"
+    with pytest.raises(ValueError, match=f"{name} must come with a drop_rate above 0 to have an effect"):
+        DepthOptions(**{"drop_rate": 0.0, name: value}).build()
 
 
 def options(**changed: object) -> list[str]:
@@ -112,7 +130,7 @@ def options(**changed: object) -> list[str]:
 
 
 def test_a_run_goes_on_from_its_folder_to_the_same_end(
-    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = run
     shutil.copytree(folder.parent, tmp_path / "runs")
@@ -120,7 +138,9 @@ def test_a_run_goes_on_from_its_folder_to_the_same_end(
     copy = tmp_path / "runs" / "short"
     for name in ("checkpoints/ep0-ba8.pt", "checkpoints/latest", "summary.json", "weights.pt"):
         (copy / name).unlink()
+    capsys.readouterr()
     main([*options(), "--resume=runs/short"])
+    assert "etude: resuming runs/short at epoch 0, batch 4\n" in capsys.readouterr().err
     assert (copy / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
     assert (copy / "summary.json").read_text() == (folder / "summary.json").read_text()
 
@@ -129,8 +149,12 @@ def test_a_run_goes_on_from_its_folder_to_the_same_end(
     ("changed", "message"),
     [
         ({"resume": "runs/nowhere"}, "resume must be auto, a run's folder or a checkpoint, got 'runs/nowhere'"),
-        ({"resume": "runs/short", "drop-rate": 0.4}, "the settings must be those of the run that is resumed"),
-        ({"resume": "runs/short", "lr": 0.1}, "optimizers.0.groups.0.lr"),
+        (
+            {"resume": "runs/short", "drop-rate": 0.4, "lr": 0.1, "max-duration": "9ba"},
+            "a resumed run must have the options of runs/short, but --drop-rate was 0.5 and is 0.4, "
+            "--max-duration was 8ba and is 9ba, --lr was 0.002 and is 0.1",
+        ),
+        ({}, "there is a run in runs/short already: --resume runs/short continues it, and another --run-name"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused_in_one_line(
@@ -151,8 +175,35 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_auto_needs_a_name() -> None:
-    with pytest.raises(ValueError, match="resume=auto needs a run_name, got none"):
-        locate("auto", None, "resnet50")
-    assert locate("auto", "mine", "resnet50") == ("mine", {"autoresume": True})
-    assert locate(None, "mine", "resnet50") == ("mine", {})
+def test_auto_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--resume auto needs a --run-name, got none"):
+        locate(TrainOptions(resume="auto"))
+    assert locate(TrainOptions(resume="auto", run_name="mine")) == ("mine", {"autoresume": True})
+    assert locate(TrainOptions(run_name="mine")) == ("mine", {})
+
+
+def test_a_finished_run_says_so(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run[0].parent, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    main(options(resume="auto"))
+    assert "etude: runs/short at epoch 0, batch 8 is finished: nothing is left to train" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_prints_the_command_that_continues_it(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ProgressBar, "batch_end", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        main([*options()[:-1], "--progress-bar"])
+    assert stop.value.code == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert line.startswith("continue it with: etude train --drop-rate 0.5 ")
+    assert line.endswith(" --resume runs/short")
+    main(shlex.split(line.partition(": etude ")[2]))
+    assert (tmp_path / "runs/short/summary.json").read_text() == (run[0] / "summary.json").read_text()

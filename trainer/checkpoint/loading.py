@@ -84,10 +84,12 @@ def _check_folder(folder: Path, start: Path | None) -> None:
     if start is not None and start.resolve().parent == folder.resolve():
         found = list(takewhile(lambda path: path.name != start.name, found))  # what is newer
     if found:
-        raise FileExistsError(
+        error = FileExistsError(
             f"save_folder must not hold checkpoints of another run, or later ones than the run starts from, got "
-            f"{found[0]}; autoresume=True resumes from it"
+            f"{found[0]}"
         )
+        error.add_note("to resume from it, pass autoresume=True")
+        raise error
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
