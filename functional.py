@@ -1,4 +1,4 @@
-"""The functional form of every algorithm, for a training loop of your own: ``import etude.functional as cf``."""
+"""The functional form of every algorithm, for use without a Trainer: ``import etude.functional as cf``."""
 
 from .algorithms.label_smoothing import smooth_labels
 from .algorithms.stochastic_depth import (

@@ -1,4 +1,4 @@
-"""What changes training: each algorithm in a folder of its own, with its card."""
+"""The algorithms, each in its own folder with a README."""
 
 from .label_smoothing import LabelSmoothing
 from .stochastic_depth import ProgressiveLayerDrop, StartLate, StochasticDepth, StopEarly, Warmup

@@ -1,4 +1,4 @@
-"""The interface of everything that changes how training is done."""
+"""The interface of everything that changes training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Algorithm(ABC):
         """Whether the set of parameters that receive a gradient in a step may differ between ranks.
 
         By default it may if there is such a set (`find_unused_parameters`). If it may not, each step communicates
-        exactly the gradients that there are; if it may, ranks exchange zeros for those that they lack.
+        only the existing gradients; if it may, ranks send zeros for the missing ones.
         """
         return self.find_unused_parameters
 

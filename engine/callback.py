@@ -1,4 +1,4 @@
-"""The interface of everything that watches training without changing it."""
+"""The interface of everything that observes training without changing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Callback:
 
     There is one method per `Event`, named by its value, each called with the state and the logger.
     A method that is not overridden costs nothing. `close` is called once at the end, also after an
-    exception. A public method whose name looks like that of an event but is none (``on_batch_end``) is an error.
+    exception. A public method that resembles an event but matches none (``on_batch_end``) is an error.
     """
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class Callback:
     def eval_standalone_end(self, state: State, logger: Logger) -> None: ...
 
     def close(self, state: State, logger: Logger) -> None:
-        """Release files, bars and other resources."""
+        """Release files and other resources."""
 
     def post_close(self) -> None:
         """Called after all callbacks were closed."""
@@ -69,7 +69,7 @@ class Callback:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback, as plain values and tensors.
 
-        It is the state of rank 0 that is kept; of tensors that are sharded over ranks all shards are.
+        The state of rank 0 is kept, and all shards of tensors that are sharded over ranks.
         """
         return {}
 

@@ -1,4 +1,4 @@
-"""Checks of numbers that are given as arguments: of the right type, and within their range."""
+"""Checks of numeric arguments: type and range."""
 
 import math
 from numbers import Real
@@ -8,15 +8,15 @@ from typing import Any
 def check_int(
     name: str, value: Any, *, ge: int | None = None, gt: int | None = None, le: int | None = None, lt: int | None = None
 ) -> int:
-    """Return `value` if it is an int (and no bool) within the bounds.
+    """Return `value` if it is an int (not a bool) within the bounds.
 
     Args:
-        name: Of the argument, for the message.
+        name: Name of the argument, for the message.
         value: The argument.
-        ge: Least value.
-        gt: Bound below, excluded.
-        le: Greatest value.
-        lt: Bound above, excluded.
+        ge: Inclusive lower bound.
+        gt: Exclusive lower bound.
+        le: Inclusive upper bound.
+        lt: Exclusive upper bound.
 
     Raises:
         ValueError: Otherwise.
@@ -35,15 +35,15 @@ def check_number(
     le: float | None = None,
     lt: float | None = None,
 ) -> float:
-    """Return `value` if it is a finite real number (and no bool) within the bounds.
+    """Return `value` if it is a finite real number (not a bool) within the bounds.
 
     Args:
-        name: Of the argument, for the message.
+        name: Name of the argument, for the message.
         value: The argument.
-        ge: Least value.
-        gt: Bound below, excluded.
-        le: Greatest value.
-        lt: Bound above, excluded.
+        ge: Inclusive lower bound.
+        gt: Exclusive lower bound.
+        le: Inclusive upper bound.
+        lt: Exclusive upper bound.
 
     Raises:
         ValueError: Otherwise.

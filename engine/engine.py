@@ -1,4 +1,4 @@
-"""Runs the algorithms and callbacks that answer an event."""
+"""Runs algorithms and callbacks at the events of a training run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ class Trace:
 
 
 class Engine:
-    """Runs the algorithms and callbacks that listen to an event.
+    """Runs the algorithms and callbacks that act at an event.
 
     Algorithms run first, in the order of ``state.algorithms`` or, at the events that `Event` lists, in the
     reverse order; passes can rearrange them. Then ``state.callbacks`` run, then the logger's destinations, both
     always in their order.
 
     Args:
-        state: The state that they act on. Its callbacks must not change afterwards.
+        state: The state that they act on. Its list of callbacks must not change afterwards.
         logger: The logger that is passed to them.
 
     Raises:
-        TypeError: If a callback has a method that looks like that of an event but is none.
+        TypeError: If a callback has a method that resembles an event but matches none.
     """
 
     def __init__(self, state: State, logger: Logger) -> None:
@@ -102,7 +102,7 @@ class Engine:
         return self._is_closed
 
     def close(self) -> None:
-        """Close every callback and destination, once. If one of them fails, the others are closed all the same.
+        """Close every callback and destination, once. If one fails, the others are still closed.
 
         Raises:
             ExceptionGroup: With all errors, after all were closed.
@@ -130,7 +130,7 @@ class Engine:
         self._is_initialised = True
 
     def _find_hooks(self, event: Event) -> list[Hook]:
-        """The methods that are overridden, so that an event without a listener calls nothing."""
+        """The overridden methods, so that an event without a listener calls nothing."""
         hooks: list[Hook] = []
         for listener in self._listeners:
             hook = find_hook(listener, event)

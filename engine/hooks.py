@@ -1,4 +1,4 @@
-"""Which methods of a callback are called at which event, and which of them look like hooks but are none."""
+"""Finds the method of a callback for each event, and methods that are probably meant to be one."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def find_hook(listener: Callback, event: Event) -> Hook | None:
 
 
 def check_hook_names(listener: Callback) -> None:
-    """Refuse a callback with a method that looks like that of an event but would never be called.
+    """Check that no public method of a callback resembles an event but would never be called.
 
     Raises:
-        TypeError: It names the method and the event that is nearest.
+        TypeError: With the name of the method and of the nearest event.
     """
     for name in dir(type(listener)):
         is_method = callable(getattr(type(listener), name))

@@ -1,6 +1,6 @@
-"""What an algorithm, a callback, a schedule or any other setting was built with, as plain values.
+"""Describes algorithms, callbacks, schedules and other settings as plain values.
 
-`describe` gives nested dictionaries and lists of numbers, strings and None, from which everything else is made:
+`describe` gives nested dictionaries and lists of numbers, strings and None, from which
 the `repr` of an algorithm, the settings that are logged and saved, and the comparisons over ranks and at a resume.
 No description holds a memory address, so the same program gives the same description in every process.
 """
@@ -34,9 +34,9 @@ _AS_TEXT = (PurePath, Time, torch.device, torch.dtype, range, slice, bytes)
 
 
 def describe(value: Any) -> Any:
-    """Give a setting as plain values, by which it can be told apart from another one.
+    """Describe a setting as plain values, so that different settings have different descriptions.
 
-    - Numbers, strings and containers of them as they are; long lists and large tensors as their hash.
+    - Numbers, strings and containers of them unchanged; long lists and large tensors as their hash.
     - Dataclasses as ``{"class": name, field: value, ...}``, with the fields that take part in ``__init__`` and in
       comparisons.
     - Other algorithms, callbacks and callable objects likewise, with their public attributes and with the arguments
@@ -44,7 +44,7 @@ def describe(value: Any) -> Any:
     - Functions as module, qualified name, a hash of their code with all constants, default values and the values
       of their closure. The values of global variables and the functions that they call are not included. Functions
       of torch and of this package are given by name only, so that another version of these can resume a run.
-    - Everything else as ``{"opaque": name of its class}``: two of these cannot be told apart.
+    - Everything else as ``{"opaque": name of its class}``: two objects of the class cannot be distinguished.
 
     Args:
         value: Any object.
@@ -86,7 +86,7 @@ def as_text(description: Any) -> str:
 
 
 def find_opaque(description: Any, name: str = "") -> list[str]:
-    """The places in a description where two values cannot be told apart, as ``name (what it is)``."""
+    """The parts of a description where different values look the same, as ``name (what it is)``."""
     if isinstance(description, dict):
         if "opaque" in description:
             return [f"{name} ({description['opaque']})"]

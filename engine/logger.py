@@ -1,4 +1,4 @@
-"""The logger of a run: algorithms, callbacks and the trainer log to it, and it passes on to its destinations."""
+"""The logger of a run: passes what algorithms, callbacks and the Trainer log on to its destinations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Logger:
     """Passes everything that is logged on to each destination.
 
     A destination that fails, such as a full disk or a service that does not answer, does not end the training: the
-    error is logged once, and the destination is not used any more. Its ValueError and TypeError are raised, because
+    error is logged once, and the destination is no longer used. Its ValueError and TypeError are raised, because
     they are about what was logged.
 
     Args:
@@ -42,7 +42,7 @@ class Logger:
         return batch + 1 if batch == self._begun_after else batch
 
     def begin_step(self) -> None:
-        """Say that a batch was read: what is logged until it is finished belongs to it."""
+        """Note that a batch was read: what is logged until it is finished belongs to it."""
         self._begun_after = self._state.timestamp.batch.value
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Logger:
             self.call(destination, destination.log_metrics, metrics, self.step)
 
     def has_failed(self, listener: Callback) -> bool:
-        """Whether it is a destination that has failed."""
+        """Whether `destination` has failed."""
         return listener in self._failed
 
     def call(self, destination: LoggerDestination, method: Callable[..., Any], *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""The interface of everything that keeps what is logged: a file, a progress bar, a tracking service."""
+"""The interface of the destinations of a logger, such as a file, a progress bar or a tracking service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes: functions that arrange the algorithms of an event before they run."""
+"""Passes: functions that reorder or filter the algorithms of an event before they run."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""How far a run has come: what changes from step to step, besides the model and what is stepped with it."""
+"""The progress of a run: what changes from step to step, besides the model, optimizers and schedulers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _MOST = 2**63 - 1
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run has come. `State` is one; a checkpoint keeps it as a whole.
+    """The progress of a run. `State` is a subclass; checkpoints save and restore it.
 
     Args:
         timestamp: What is finished.
@@ -41,10 +41,10 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If no run can have been there. Nothing is changed then.
+            ValueError: If the values are inconsistent. Nothing is changed then.
         """
         timestamp = _checked_timestamp(state["timestamp"])
         eval_metrics = {str(name): float(value) for name, value in state["eval_metrics"].items()}

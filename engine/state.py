@@ -1,4 +1,4 @@
-"""What a training run is made of at this moment: data for algorithms and callbacks to read and change."""
+"""The state of a training run, for algorithms and callbacks to read and change."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
@@ -20,39 +20,39 @@ from .time import Time, TimeUnit
 
 @dataclass(kw_only=True)
 class State(Progress):
-    """The state of a run, which the trainer keeps up to date.
+    """The state of a run, updated by the Trainer.
 
-    `timestamp`, `eval_metrics` and what else says how far the run has come are documented at `Progress`.
+    `timestamp`, `eval_metrics` and the other counters of the progress are documented at `Progress`.
 
     Args:
-        model: The network that trains.
-        max_duration: When training ends, in epochs, batches or samples; None where nothing trains.
+        model: The network that is trained.
+        max_duration: When training ends, in epochs, batches or samples; None for evaluation only.
         train_dataloader: Yields the batches of an epoch.
         eval_dataloader: Yields the batches of an evaluation.
         optimizers: The optimizers, stepped once per batch.
         schedulers: The learning rate schedulers of torch.
         schedules: Learning rate schedules: functions of the state that give a factor of the initial learning rate.
-        algorithms: What changes training, in order.
-        callbacks: What watches it, in order.
-        device: Where the model is.
-        scaler: Scales the loss of fp16 training; it passes everything on where it is not enabled.
+        algorithms: The algorithms, in order.
+        callbacks: The callbacks, in order.
+        device: The device of the model.
+        scaler: Scales the loss of fp16 training; disabled for other precisions.
         precision: Of the forward pass: ``"fp32"``, ``"amp_bf16"`` or ``"amp_fp16"``.
         seed: The seed of the run, the same on all ranks.
-        rank: Number of this process among `world_size`.
-        world_size: Number of processes that train together.
+        rank: Rank of this process, from 0.
+        world_size: Number of processes of the run.
         dataloader_label: Which data is read: ``"train"``, ``"eval"``, or None outside of both loops.
-        batch: The batch or microbatch at hand, on the device.
-        batch_fingerprint: A hash, below 2**32, of which samples the batch holds over all ranks; 0 if not known.
+        batch: The current batch or microbatch, on the device.
+        batch_fingerprint: A hash, below 2**32, of the samples of the batch over all ranks; 0 if unknown.
         batch_num_samples: Rows of the whole batch of this step, on this rank.
         global_batch_num_samples: The same over all ranks.
-        microbatch_start: Row of the batch at which the microbatch at hand begins.
-        microbatch_num_samples: Rows of the microbatch at hand.
-        outputs: What the model made of `batch`.
+        microbatch_start: Row of the batch at which the current microbatch begins.
+        microbatch_num_samples: Rows of the current microbatch.
+        outputs: The outputs of the model for `batch`.
         loss: The loss of `outputs`, before it is scaled for accumulation.
-        settings: What the run was started with, as plain values.
+        settings: The settings of the run, as plain values.
         is_stopped: Whether `stop_training` was called.
-        settle: Waits until it is known whether the latest step was finite, and raises if it was not and must not be
-            skipped. What saves or judges the weights calls it first.
+        settle: Waits until it is known whether the latest step was finite, and raises if it was not and may not be
+            skipped. Must be called before weights are saved or evaluated.
     """
 
     model: nn.Module
@@ -85,19 +85,19 @@ class State(Progress):
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """The length of the training dataloader, None where it has none."""
+        """The length of the training dataloader, None if it has none."""
         return _length(self.train_dataloader)
 
     @property
     def dataloader_len(self) -> Time | None:
-        """The length of the dataloader that `dataloader_label` names, in batches; None where it has none."""
+        """The length of the dataloader that `dataloader_label` names, in batches; None if it has none."""
         is_eval = self.dataloader_label == "eval"
         length = _length(self.eval_dataloader) if is_eval else self.batches_per_epoch
         return None if self.dataloader_label is None or length is None else Time(length, TimeUnit.BATCH)
 
     @property
     def is_finished(self) -> bool:
-        """Whether `max_duration` is reached, or the training was stopped before."""
+        """Whether `max_duration` is reached or the training was stopped."""
         if self.is_stopped:
             return True
         assert self.max_duration is not None, "only a state that trains can be asked"
@@ -105,7 +105,7 @@ class State(Progress):
 
     @property
     def is_at_end_of_epoch(self) -> bool:
-        """Whether all batches of the running epoch are finished; False where its length is not known."""
+        """Whether all batches of the current epoch are finished; False if its length is unknown."""
         return self.timestamp.batch_in_epoch == self.batches_per_epoch
 
     def stop_training(self) -> None:
@@ -134,10 +134,10 @@ class State(Progress):
         self.batch = key[1](self.batch, value) if isinstance(key, tuple) else _replaced(self.batch, key, value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the progress that `state_dict` returned.
+        """Restore the progress that `state_dict` returned.
 
         Raises:
-            ValueError: If no run with this training data can have been there. Nothing is changed then.
+            ValueError: If it is inconsistent, or impossible with this training data. Nothing is changed then.
         """
         if self.batches_per_epoch is not None:
             check_int("batch_in_epoch", state["timestamp"]["batch_in_epoch"], ge=0, le=self.batches_per_epoch)
@@ -150,8 +150,8 @@ class State(Progress):
     def progress(self, span: Time) -> float:
         """What is finished, as a fraction of `span`.
 
-        It moves with every batch, in any unit, and is exactly 1.0 at the end of `span`: one division
-        of whole numbers gives it, so there is nothing to round on the way.
+        It increases with every batch, in any unit, and is exactly 1.0 at the end of `span`: it is one division
+        of integers, so rounding errors do not accumulate.
 
         Args:
             span: A positive time, counted from the start of training.
@@ -173,9 +173,9 @@ class State(Progress):
         return batches / (span.value * self.batches_per_epoch)
 
     def in_epochs(self, time: Time) -> float | None:
-        """Convert a time to epochs, None where the dataloader does not tell its length.
+        """Convert a time to epochs, None if the dataloader has no length.
 
-        Samples are converted by the dataset's share that one epoch reads.
+        Samples are converted by the number of samples in an epoch.
 
         Raises:
             ValueError: If `time` is wall-clock time.
@@ -228,6 +228,6 @@ def _replaced(batch: Any, key: Any, value: Any) -> Any:
 def _refuse_clock(time: Time, name: str) -> None:
     if time.unit.is_clock:
         raise ValueError(
-            f'{name} must be in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", "dur"), since no '
-            f'timestamp tells wall-clock time, got "{time}"'
+            f'{name} must be in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", "dur"), since a '
+            f'timestamp does not count wall-clock time, got "{time}"'
         )

@@ -21,7 +21,7 @@ class TimeUnit(str, Enum):
 
     @property
     def is_clock(self) -> bool:
-        """Whether it is wall-clock time, which a `Timestamp` does not count."""
+        """Whether the unit is wall-clock time, which a `Timestamp` does not count."""
         return self in (TimeUnit.SECOND, TimeUnit.MINUTE)
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Time:
     a number, which has the unit of this time. A time of any unit may be multiplied by a time in ``dur``.
 
     Args:
-        value: How many units.
+        value: Number of units.
         unit: A `TimeUnit` or its suffix.
 
     Raises:

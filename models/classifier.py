@@ -1,4 +1,4 @@
-"""Makes a classifier of any network: what the Trainer asks of a model, over a plain ``nn.Module``."""
+"""A classifier around any network, with the methods that the Trainer needs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 class ComposerClassifier(nn.Module):
     """A network with a loss and evaluation metrics, for batches of ``(inputs, targets)``.
 
-    The network itself stays untouched as ``.module``: its ``state_dict`` is what loads anywhere.
+    The network itself is unchanged in ``.module``, whose ``state_dict`` can be loaded without this wrapper.
 
     Args:
         module: Maps inputs ``(N, ...)`` to logits ``(N, num_classes)``.
         num_classes: Number of classes, at least 2.
-        loss_fn: Called with the logits and the targets; targets are class indices ``(N,)`` or, where
-            an algorithm made them soft, probabilities ``(N, num_classes)``.
+        loss_fn: Called with the logits and the targets; targets are class indices ``(N,)`` or, if an algorithm
+            changed them, probabilities ``(N, num_classes)``.
 
     Raises:
-        ValueError: If `num_classes` is not a whole number of at least 2.
+        ValueError: If `num_classes` is not an int of at least 2.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ComposerClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
+            raise ValueError(f"num_classes must be an int of at least 2, got {num_classes!r}")
         self.module = module
         self.num_classes = num_classes
         self.loss_fn = loss_fn
@@ -54,7 +54,7 @@ class ComposerClassifier(nn.Module):
         """Fresh metrics by name: top-1 accuracy in evaluation, nothing in training."""
         if is_train:
             return {}
-        # torchmetrics takes seconds to import, and who only trains does not need it.
+        # torchmetrics takes seconds to import, and training alone does not need it.
         from torchmetrics.classification import MulticlassAccuracy
 
         return {"MulticlassAccuracy": MulticlassAccuracy(self.num_classes, average="micro")}

@@ -10,7 +10,7 @@ from .cifar_resnet import CIFARResNet, blocks_per_stage
 def create_model(name: str, num_classes: int = 1000, *, weights: str | None = None, **options: Any) -> nn.Module:
     """Build a network for images by its name.
 
-    Under ``torch.device("meta")`` it has shapes and no data.
+    Under ``torch.device("meta")`` no memory is allocated for its parameters.
 
     Args:
         name: A torchvision classification network (``"resnet50"``), ``"timm:NAME"`` for one of timm
@@ -18,7 +18,7 @@ def create_model(name: str, num_classes: int = 1000, *, weights: str | None = No
         num_classes: Number of classes, at least 1.
         weights: Pretrained weights: for torchvision their name (``"IMAGENET1K_V2"``, ``"DEFAULT"``), for timm
             their tag (``"augreg_in1k"``) or ``"DEFAULT"``; None for a random initialisation. With another
-            number of classes the last layer is initialised anew.
+            number of classes the last layer is initialised randomly.
         options: Further arguments of the network's constructor, such as ``drop_path_rate`` for timm.
 
     Returns:

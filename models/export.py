@@ -1,4 +1,4 @@
-"""Writes a network to a file for use elsewhere."""
+"""Exports a network to a file."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ _PACKAGES = {"safetensors": ("safetensors",), "torch_export": (), "onnx": ("onnx
 def export_network(
     network: nn.Module, path: str | Path, export_format: ExportFormat, input_shape: Sequence[int] = (3, 224, 224)
 ) -> None:
-    """Write a plain or folded network to a file.
+    """Export a network without stochastic depth to a file.
 
     Args:
         network: Maps inputs ``(N, *input_shape)`` to outputs.
         path: The file to write.
-        export_format: ``safetensors`` holds the weights, for the plain network's ``load_state_dict``;
-            ``torch_export`` (a ``.pt2`` file) and ``onnx`` hold the whole network for any N.
-        input_shape: Shape of one sample, for the formats that hold the network.
+        export_format: ``safetensors`` contains the weights, for ``load_state_dict`` of the same network;
+            ``torch_export`` (a ``.pt2`` file) and ``onnx`` contain the network too, for any N.
+        input_shape: Shape of one sample, for the formats that contain the network.
 
     Raises:
         ValueError: If the format is unknown, the network has stochastic depth, or a package that the
@@ -33,7 +33,7 @@ def export_network(
     if export_format not in get_args(ExportFormat):
         known = ", ".join(get_args(ExportFormat))
         raise ValueError(f"export_format must be one of {known}, got {export_format!r}")
-    if any(hasattr(module, "plain_class") for module in network.modules()):  # a converted block knows its own class
+    if any(hasattr(module, "plain_class") for module in network.modules()):  # only converted blocks have this attribute
         raise ValueError(
             f"network must be plain to export it, {type(network).__name__} has stochastic depth: "
             "fold_stochastic_depth(model) comes first"

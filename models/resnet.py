@@ -1,4 +1,4 @@
-"""The ResNets of He et al. 2015 for images, from torchvision, ready to train."""
+"""The ResNets of He et al. 2015, from torchvision, as classifiers for the Trainer."""
 
 from enum import Enum
 
@@ -21,7 +21,7 @@ def composer_resnet(
         num_classes: Number of classes.
         weights: Pretrained weights by torchvision's name (``"IMAGENET1K_V1"``; ResNet-50 and deeper also have
             ``"IMAGENET1K_V2"``) or enum member, or None for a random initialisation. With another number of
-            classes the last layer is initialised anew.
+            classes the last layer is initialised randomly.
         zero_init_residual: Start every block as the identity, by a zero in its last normalisation
             (Goyal et al. 2017, section 5.1, arXiv:1706.02677). Without effect on pretrained weights.
 

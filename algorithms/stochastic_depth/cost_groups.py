@@ -1,4 +1,4 @@
-"""Which blocks cost the same, so that ranks that drop different blocks can still drop as much work."""
+"""Groups blocks of equal cost, so that ranks that drop different blocks can drop the same amount of work."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import nn
 def cost_groups(blocks: Sequence[nn.Module], plan_indices: Sequence[tuple[int, ...]]) -> list[int]:
     """Number the groups of equal compute.
 
-    A layer's compute is its weights times the area that it works on, and every stride divides the area
-    of all that follows. So the proportions are known without knowing the size of an image: in a
-    ResNet, identity blocks of all stages cost the same.
+    The compute of a layer is the number of its weights times the area of its feature map, and every stride divides
+    the area of the following layers. So the ratios do not depend on the image size: in a ResNet, the identity
+    blocks of all stages cost the same.
 
     Args:
         blocks: In forward order.
@@ -35,6 +35,6 @@ def cost_groups(blocks: Sequence[nn.Module], plan_indices: Sequence[tuple[int, .
 
 
 def _stride(block: nn.Module) -> int:
-    """By how much a block divides the area; strides lie side by side in residual branch and shortcut."""
+    """The factor by which a block divides the area; residual branch and shortcut have the same stride."""
     strides = [layer.stride for layer in block.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
     return max((math.prod(stride) for stride in strides), default=1)

@@ -1,4 +1,4 @@
-"""Decides what is dropped in a step: pure functions of the rates and of random numbers."""
+"""Draws which blocks or rows are dropped in a step: pure functions of rates and random numbers."""
 
 from typing import Any, Literal
 
@@ -40,13 +40,13 @@ def draw_rows(
 
 
 def generator(seed: int, step: int, rank: int, stream: int) -> np.random.Generator:
-    """Random numbers that only depend on these four; no global generator is read or advanced."""
+    """A generator that depends only on these four numbers; no global generator is read or advanced."""
     # Philox is counter-based: the key names the step, the upper half of the counter rank and stream.
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, step], counter=[0, 0, rank, stream]))
 
 
 def independent_blocks(rates: np.ndarray, own: np.random.Generator) -> np.ndarray:
-    """Each block by itself (Huang et al. 2016)."""
+    """Decide independently for each block (Huang et al. 2016)."""
     return own.random(len(rates)) < rates
 
 
@@ -58,7 +58,7 @@ def balanced_blocks(
     Lay the rates end to end on a line and mark the points u, u + 1, u + 2, ... for one uniform u: a
     block whose piece holds a mark is dropped. A piece of length p holds one with probability p. Ranks
     share u and the order of the groups, so a group lies on the same stretch of the line on all of them
-    and holds as many marks; within a group each rank has its own order.
+    and has the same number of marks; within a group each rank has its own order.
     """
     start = shared.random()
     group_positions = shared.permutation(groups.max() + 1) if groups.any() else np.zeros(1)
@@ -66,12 +66,12 @@ def balanced_blocks(
     marks = np.floor(np.cumsum(rates[order]) + start)
     dropped = np.empty(len(rates), dtype=bool)
     dropped[order] = np.diff(marks, prepend=0.0) > 0
-    return (dropped & (rates > 0)) | (rates >= 1)  # the ends exactly, however the sum was rounded
+    return (dropped & (rates > 0)) | (rates >= 1)  # rates of 0 and 1 are exact, whatever the rounding of the sum
 
 
 def independent_rows(rates: np.ndarray, num_rows: int, own: np.random.Generator) -> np.ndarray:
-    """Each row of each block by itself."""
-    # 32 random bits are finer than any rate anyone sets, and half the work of a double.
+    """Decide independently for each row of each block."""
+    # 32 random bits are precise enough for any rate, and take half the time of a double.
     count = len(rates) * num_rows
     bits = own.bit_generator.random_raw((count + 1) // 2).view(np.uint32)[:count].reshape(len(rates), num_rows)
     thresholds = np.minimum(np.rint(rates * 2.0**32), 2.0**32 - 1).astype(np.uint32)
@@ -85,10 +85,9 @@ def balanced_rows(
 ) -> np.ndarray:
     """For each block a cyclic window of rows, of about the mean length, at a random offset.
 
-    The length is a number of quarters of the batch, the one above or below the mean at random so that
-    the rate is exact, and the same on all ranks. A window is few pieces to move, and few lengths are few kernels to
-    build: of random rows in groups of 1, windows in groups of 1 and windows of quarters, the last saved
-    the most time (docs/benchmarks.md).
+    The length is a multiple of a quarter of the batch, randomly the one above or below the mean, so that the rate is
+    exact, and the same on all ranks. A window is moved in at most two pieces, and a few lengths need few kernels:
+    compared with random rows and with windows of any length, it saved the most time (docs/benchmarks.md).
     """
     lengths = np.unique(np.arange(5) * num_rows // 4)
     mean = num_rows * (1 - rates)

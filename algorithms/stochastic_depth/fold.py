@@ -1,4 +1,4 @@
-"""Makes a trained network plain again: the factor of evaluation moves into the weights."""
+"""Folds the evaluation factor of each branch into its weights, for inference without stochastic depth."""
 
 from collections import Counter
 from typing import Any
@@ -14,18 +14,18 @@ from .surgery import required_blocks
 def fold_stochastic_depth(model: nn.Module) -> nn.Module:
     """Move each branch's ``1 - rate`` into its last layer and undo the surgery, in place.
 
-    Evaluation gives the same outputs as before, to rounding error, and the weights load into the plain
-    network anywhere. The folded network is for inference: an optimizer's state no longer fits it.
+    Evaluation gives the same outputs up to rounding, and the weights can be loaded into the plain network. The
+    folded network is for inference: the state of an optimizer no longer fits it.
 
     Args:
-        model: A model with stochastic depth, with the rates in force that its evaluation shall have.
+        model: A model with stochastic depth; its current rates are folded.
 
     Returns:
-        `model` itself, of plain blocks.
+        `model` itself, with its original blocks.
 
     Raises:
-        ValueError: If the model has no stochastic depth, or a branch ends in no layer of its own with
-            weights that could take the factor. The model is then unchanged.
+        ValueError: If the model has no stochastic depth, or a branch does not end in a layer with its
+            own weights. The model is then unchanged.
     """
     blocks = required_blocks(model, "fold")
     names = {module: name for name, module in model.named_modules()}
@@ -45,7 +45,7 @@ def fold_stochastic_depth(model: nn.Module) -> nn.Module:
 
 def _last_layer(block: StochasticBlock, number: int, name: str) -> Any:
     layer: Any = block.block_type.branches[number].last_layer(block)
-    # A weight that is computed from others (a parametrization) would forget the factor.
+    # A weight that is computed from others (a parametrization) would be recomputed without the factor.
     held = [] if layer is None else [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
     if "weight" not in dict(held):
         raise ValueError(

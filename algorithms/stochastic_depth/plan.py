@@ -17,7 +17,7 @@ class DropPlan:
 
     `draw` decides before the forward, as a function of ``(seed, step)`` and, only where ranks may differ,
     the rank. No global generator is read or advanced. `decide` sets the decisions directly, to replay a
-    plan. Between `open` and `close` the blocks run by them.
+    plan. Between `open` and `close` the blocks follow them.
 
     Args:
         rates: Drop rate of each block, in forward order, in [0, 1].
@@ -29,7 +29,7 @@ class DropPlan:
         seed: Seed of the run.
         same_on_all_ranks: Whether every rank drops the same blocks.
         groups: For each block the number of its group, from 0; blocks of one group cost the same.
-            Balanced draws drop as many blocks of each group on every rank, and so as much work.
+            Balanced draws drop the same number of blocks of each group, so the same amount of work, on every rank.
         scaling: Where the expectation is kept: in ``evaluation`` the branch is multiplied by ``1 - rate``
             (Huang et al. 2016), or in ``training`` by ``1 / (1 - rate)`` (as timm and torchvision do).
     """
@@ -56,21 +56,21 @@ class DropPlan:
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
         self._is_open = False
-        self._num_forwards = 0  # since a backward last began
+        self._num_forwards = 0  # since the last backward began
         self._backward_began = False
 
     def set_rates(self, rates: Sequence[float]) -> None:
-        """Put new rates in force, one per block.
+        """Set the rates, one per block.
 
         Raises:
-            ValueError: If one is 1 while training is scaled, which would divide by zero.
+            ValueError: If a rate is 1 with ``scaling="training"``, which would divide by zero.
         """
         if self.scaling == "training" and max(rates) >= 1:
             raise ValueError(f'drop_rate must be below 1 with scaling="training", got {max(rates)}')
         self.rates = list(rates)
 
     def draw(self, step: int, *, rank: int = 0, num_rows: int = 0) -> None:
-        """Decide for one step.
+        """Draw the decisions for one step.
 
         Args:
             step: Number of the optimizer step, from 0.
@@ -94,7 +94,7 @@ class DropPlan:
                 ``sample`` method.
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If `dropped` has another shape.
         """
         decisions = np.array(dropped, dtype=bool)
         expected_dims = 1 if self.method == "block" else 2
@@ -116,7 +116,7 @@ class DropPlan:
         return ~self._kept_rows
 
     def open(self) -> None:
-        """Let blocks run in training by the decisions."""
+        """Allow training forwards with the current decisions."""
         self._is_open = True
 
     def close(self) -> None:
@@ -124,19 +124,18 @@ class DropPlan:
         self._is_open = False
 
     def check_open(self) -> None:
-        """Refuse a training forward that no plan was drawn for.
+        """Check that a plan was drawn for this training forward.
 
-        A block that is recomputed in the backward pass (activation checkpointing) runs by the plan of its
-        forward, which is still there.
+        A block that is recomputed in the backward pass (activation checkpointing) follows the plan of its forward.
 
         Raises:
-            RuntimeError: If there is none, or if it is not known which one it was.
+            RuntimeError: If there is no plan, or another one was drawn since the forward.
         """
         if is_in_backward():
             if self._num_forwards > 1:
                 raise RuntimeError(
                     "with activation checkpointing each forward's backward must come before the next forward, got "
-                    f"{self._num_forwards} forwards before it: the drop plan of the first is gone"
+                    f"{self._num_forwards} forwards before it: the drop plan of the first one was replaced"
                 )
         elif not self._is_open:
             raise RuntimeError(

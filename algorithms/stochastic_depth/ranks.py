@@ -1,4 +1,4 @@
-"""What the ranks of a distributed run must agree on, and how a loop of its own may be made parallel."""
+"""Checks of distributed training: parallel wrappers of the model, and equal plans on all ranks."""
 
 import hashlib
 from typing import Any
@@ -11,29 +11,29 @@ from .torch_internals import active_ddp
 
 
 def current_rank() -> int:
-    """Number of this process among those that train together."""
+    """The rank of this process, 0 without a process group."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 def check_parallel(model: nn.Module, *, ranks_may_differ: bool) -> None:
-    """Refuse a model whose parallel wrapper would fail late or mix up gradients without an error.
+    """Check that the parallel wrappers in a model support stochastic depth.
 
     Raises:
-        ValueError: If DistributedDataParallel was not told of parameters without gradients, or ranks
-            that shard their parameters may drop different blocks.
+        ValueError: If a DistributedDataParallel does not expect parameters without gradients, or ranks that
+            shard their parameters may drop different blocks.
     """
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             check_ddp(module)
         if ranks_may_differ and _is_sharded(module):
             raise ValueError(
-                "fully_shard needs all ranks to compute the same blocks, or blocks of equal shape are mixed up without "
-                "any error; stochastic_method='sample' and use_same_gpu_seed=False let ranks differ"
+                "fully_shard needs all ranks to compute the same blocks, or parameters of blocks of equal shape are "
+                "mixed up without any error; stochastic_method='sample' and use_same_gpu_seed=False let ranks differ"
             )
 
 
 def check_ddp(module: Any) -> None:
-    """Refuse a DistributedDataParallel that does not expect parameters without gradients."""
+    """Check that a DistributedDataParallel expects parameters without gradients."""
     if module.static_graph:
         raise ValueError(
             "DistributedDataParallel must have static_graph=False with stochastic depth, whose graph changes from step "
@@ -47,9 +47,9 @@ def check_ddp(module: Any) -> None:
 
 
 def check_active_ddp() -> None:
-    """Refuse the DistributedDataParallel whose forward is running, if it is the wrong kind.
+    """Check the DistributedDataParallel whose forward is running.
 
-    It is made around a model after stochastic depth was applied, so this is the first moment to see it.
+    It wraps the model after stochastic depth was applied, so it cannot be checked earlier.
     """
     if (active := active_ddp()) is not None:
         check_ddp(active)
@@ -59,7 +59,7 @@ def check_same_plan(plan: DropPlan, step: int) -> None:
     """In torch's debug mode (``TORCH_DISTRIBUTED_DEBUG=INFO`` or ``DETAIL``), compare the plan over the ranks.
 
     Raises:
-        RuntimeError: If ranks that are to drop the same blocks do not.
+        RuntimeError: If ranks that must drop the same blocks do not.
     """
     debug: Any = dist  # its stubs leave the debug level out
     if not plan.same_on_all_ranks or not _is_distributed() or debug.get_debug_level() is debug.DebugLevel.OFF:
@@ -69,8 +69,8 @@ def check_same_plan(plan: DropPlan, step: int) -> None:
     dist.all_gather_object(digests, hashlib.sha256(drawn.encode()).hexdigest()[:16])
     if others := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
         raise RuntimeError(
-            f"all ranks must drop the same blocks, but at step {step} the plans of ranks {others} are not that of rank "
-            f"0; this is rank {dist.get_rank()}, with seed {plan.seed} and {plan.dropped_blocks}"
+            f"all ranks must drop the same blocks, but at step {step} the plans of ranks {others} differ from that of "
+            f"rank 0; this is rank {dist.get_rank()}, with seed {plan.seed} and {plan.dropped_blocks}"
         )
 
 

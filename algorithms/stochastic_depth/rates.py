@@ -1,4 +1,4 @@
-"""Drop rates over depth: from one `drop_rate` to the rate of each block."""
+"""Drop rates over depth: the rate of each block, computed from `drop_rate`."""
 
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -24,7 +24,7 @@ def rates_over_depth(drop_rate: float, drop_distribution: DropDistribution, num_
 
     Raises:
         TypeError: If a multiplier is not a number.
-        ValueError: If there are not L multipliers, or one leads to a rate outside [0, 1].
+        ValueError: If there are not L multipliers, or one gives a rate outside [0, 1].
     """
     if isinstance(drop_distribution, str):
         drop_distribution = _DISTRIBUTIONS[drop_distribution]
@@ -45,13 +45,13 @@ def _rate(drop_rate: float, multiplier: float, block: int) -> float:
     rate = drop_rate * float(multiplier)
     if not 0 <= rate <= 1:
         raise ValueError(
-            f"drop_distribution must lead to rates in [0, 1], got {multiplier!r} * {drop_rate} for block {block}"
+            f"drop_distribution must give rates in [0, 1], got {multiplier!r} * {drop_rate} for block {block}"
         )
     return rate
 
 
 def check_rate(drop_rate: float) -> float:
-    """Refuse what is not a drop rate.
+    """Validate a drop rate.
 
     Raises:
         TypeError: If it is not a number.
@@ -65,7 +65,7 @@ def check_rate(drop_rate: float) -> float:
 
 
 def check_distribution(drop_distribution: DropDistribution) -> None:
-    """Refuse what is neither a known distribution, nor a sequence, nor a function, with a ValueError."""
+    """Raise a ValueError if `drop_distribution` is neither a known name, nor a sequence, nor a function."""
     if isinstance(drop_distribution, str):
         is_known = drop_distribution in _DISTRIBUTIONS
     else:

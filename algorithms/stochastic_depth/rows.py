@@ -1,4 +1,4 @@
-"""Compute something on some rows of a batch and leave the others where they are."""
+"""Adds a residual to some rows of a batch, moving as few rows as possible."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -44,7 +44,7 @@ def add_to_rows(
 
 
 def take_rows(x: Tensor, chosen: np.ndarray, dim: int = 0) -> Tensor:
-    """The chosen rows of a batch, in order; a view where they are neighbours."""
+    """The chosen rows of a batch, in order; a view if they are contiguous."""
     return _Runs(chosen, dim).take(x)
 
 
@@ -76,10 +76,10 @@ class _Runs:
     def put_sum(self, rest: Tensor, base: Tensor | None, rows: Tensor, alpha: float = 1.0) -> Tensor:
         """The whole batch `rest` with ``base + alpha * rows`` in place of its chosen rows.
 
-        Every row is written once, where it belongs, in the memory format of `rest`. Without `base`, the
-        chosen rows of `rest` are what is added to.
+        Every row is written once, directly to its final position, in the memory format of `rest`. Without `base`,
+        the residual is added to the chosen rows of `rest`.
         """
-        if torch.is_grad_enabled():  # in a backward pass that will itself be differentiated
+        if torch.is_grad_enabled():  # a backward pass that will itself be differentiated
             base = self.take(rest) if base is None else base
             return self._put(rest, torch.add(base, rows, alpha=alpha))
         total = torch.empty_like(rest, dtype=torch.promote_types(rest.dtype, rows.dtype))
@@ -101,14 +101,14 @@ class _Runs:
         return [x.narrow(self._dim, start, length) for start, length in spans]
 
 
-# By itself, autograd would pad the gradients of rows and rest with zeros, in the contiguous format, and add
-# them; and a ReLU on the chosen rows would be computed in a tensor of its own and then copied. Here the chosen
+# Without these functions, autograd would pad the gradients of rows and rest with zeros, in contiguous format, and
+# add them; and a ReLU on the chosen rows would be computed in a separate tensor and then copied. Here the chosen
 # rows are moved at most once in each direction, the others once. Gradients get the memory format of the values,
 # since one in another format makes every operation before it convert (twice the time of a block in channels-last).
 
 
 class _TakeRows(Function):
-    """Gives the chosen rows, once more as a base to add to if there shall be one, and the whole batch."""
+    """Returns the chosen rows, optionally a second time as the base of a sum, and the whole batch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, runs: _Runs, with_base: bool) -> tuple[Tensor, ...]:
@@ -118,14 +118,14 @@ class _TakeRows(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # With a base, what the rest got for the chosen rows is of no use: they were replaced.
+        # With a base, the chosen rows of the rest were replaced, so their gradients are not used.
         rows, *base, rest = grads
         rest = rest.contiguous(memory_format=ctx.format)
         return ctx.runs.put_sum(rest, base[0] if base else None, rows), None, None
 
 
 class _PutSum(Function):
-    """Adds the residual to the base, or to the chosen rows of the rest where there is none."""
+    """Adds the residual to the base, or without one to the chosen rows of the rest."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""What stochastic depth saves: the cost of every block, counted, and the share of it that is dropped."""
+"""The cost of each block, and the share of it that stochastic depth saves."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +20,15 @@ Resource = Literal["macs", "gradient_bytes", "activation_bytes"]
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one residual branch costs, the part of a block that is dropped.
+    """The cost of one residual branch, the part of a block that can be dropped.
 
     Args:
-        name: The block's place in the model, with the number of the branch where it has several.
-        drop_rate: Its rate in force, in [0, 1].
+        name: The name of the block in the model, with the number of the branch if it has several.
+        drop_rate: Its current rate, in [0, 1].
         macs: Multiply-accumulates of a forward pass, per sample.
         parameters: Number of trainable parameters.
         gradient_bytes: Bytes of their gradients.
-        activation_bytes: Bytes that a forward pass keeps for the backward pass, per sample.
+        activation_bytes: Bytes that a forward pass saves for the backward pass, per sample.
     """
 
     name: str
@@ -41,7 +41,7 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class Savings:
-    """The counted cost of a model and what dropping saves of it. All shares are in [0, 1].
+    """The cost of a model, and what dropping blocks saves. All shares are in [0, 1].
 
     Args:
         blocks: The costs of what can be dropped, in forward order.
@@ -57,25 +57,24 @@ class Savings:
 
     @property
     def expected(self) -> float:
-        """The share of the training compute that the rates in force save on average."""
+        """The share of the training compute that the current rates save on average."""
         return self.share("macs", self.rates)
 
     @property
     def maximal(self) -> float:
-        """The share that would be saved if everything were dropped that can be."""
+        """The share that would be saved if all blocks were dropped."""
         return self.share("macs", [1.0] * len(self.blocks))
 
     @property
     def rates(self) -> list[float]:
-        """The rates in force."""
+        """The current rates."""
         return [block.drop_rate for block in self.blocks]
 
     def share(self, resource: Resource, dropped: Sequence[float]) -> float:
-        """The share of a resource that is saved if of each block this part sits out.
+        """The share of a resource that is saved if a given fraction of each block is dropped.
 
-        A backward pass costs about twice a forward pass in every layer alike, so the share of the
-        forward MACs is also that of training. Gradient bytes are saved where a block is dropped for
-        the whole batch, not by single rows.
+        In every layer a backward pass costs about twice a forward pass, so the share of the forward MACs is
+        also that of training. Gradient bytes are only saved if a block is dropped for the whole batch.
 
         Args:
             resource: ``macs``, ``gradient_bytes`` or ``activation_bytes``.
@@ -86,9 +85,9 @@ class Savings:
 
 
 def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) -> Savings:
-    """Count what the blocks of a model cost and what its drop rates save.
+    """Compute the costs of the blocks of a model, and what its drop rates save.
 
-    The count runs on shapes alone (the meta device): no weights are copied, nothing is computed.
+    Runs on the meta device: no weights are copied and nothing is computed.
 
     Args:
         model: A model with stochastic depth.
@@ -161,7 +160,7 @@ def _gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _activation_bytes(run: Callable[[], Tensor]) -> int:
-    """Bytes per sample of what is saved for the backward pass, each storage once, parameters apart."""
+    """Bytes per sample saved for the backward pass, each storage once, without parameters."""
     saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -181,7 +180,7 @@ def _keep_input(inputs: dict[nn.Module, Any], module: nn.Module, args: Any, kwar
 
 
 def _shadow(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters and buffers have shapes and no data."""
+    """A copy of the model with its parameters and buffers on the meta device."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): _without_data(tensor) for tensor in tensors}
     return copy.deepcopy(model, memo)

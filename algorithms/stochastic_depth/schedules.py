@@ -1,4 +1,4 @@
-"""Drop rates over time: factors on all rates, as pure functions of the training progress. Several multiply."""
+"""Drop rates over time: factors on all rates, as pure functions of the training progress."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ class Schedule(Protocol):
         """Whether another `max_duration` changes the factor."""
 
     def check(self, state: State) -> None:
-        """Refuse, before training, what cannot be measured in this training or never takes effect."""
+        """Check, before training, that the schedule fits this training and takes effect."""
 
     def __call__(self, state: State) -> float:
-        """The factor for the batch that comes next."""
+        """The factor for the next batch."""
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """From 0 at the first batch in a line to 1 at the end of `span`, and 1 from there on.
+    """Rises linearly from 0 at the first batch to 1 at the end of `span`, and stays at 1.
 
     Args:
         span: A `Time` or a time string in ``ep``, ``ba``, ``sp`` or ``dur``, or a number that is a
@@ -43,15 +43,15 @@ class Warmup:
 
     @property
     def depends_on_duration(self) -> bool:
-        """Whether it is counted as a fraction of the training."""
+        """Whether the time is a fraction of the training."""
         return _is_fraction(self._time)
 
     def check(self, state: State) -> None:
-        """Refuse a warmup that is longer than the training."""
+        """Check that the warmup is not longer than the training."""
         _check_within_training(self._time, state, "drop_warmup")
 
     def __call__(self, state: State) -> float:
-        """Linear to the batch; exactly 1 at the first batch after the span."""
+        """Linear in batches; exactly 1 at the first batch after the span."""
         return min(1.0, state.progress(self._time)) if self._time else 1.0
 
     @property
@@ -62,10 +62,10 @@ class Warmup:
 
 @dataclass(frozen=True)
 class StartLate:
-    """0 before a moment, 1 from it on (late stochastic depth of Liu et al. 2023, arXiv:2303.01500).
+    """0 before `start`, 1 from then on (late stochastic depth of Liu et al. 2023, arXiv:2303.01500).
 
     Args:
-        start: The moment: a `Time`, a time string, or a number that is a fraction of the training.
+        start: A `Time`, a time string, or a number that is a fraction of the training.
 
     Raises:
         ValueError: If it is wall-clock time.
@@ -78,15 +78,15 @@ class StartLate:
 
     @property
     def depends_on_duration(self) -> bool:
-        """Whether it is counted as a fraction of the training."""
+        """Whether the time is a fraction of the training."""
         return _is_fraction(self._time)
 
     def check(self, state: State) -> None:
-        """Refuse a moment after the end of training."""
+        """Check that it is not after the end of training."""
         _check_within_training(self._time, state, "start")
 
     def __call__(self, state: State) -> float:
-        """Whether the moment has come."""
+        """1 from `start` on, else 0."""
         return float(_has_come(self._time, state))
 
     @property
@@ -97,10 +97,10 @@ class StartLate:
 
 @dataclass(frozen=True)
 class StopEarly:
-    """1 before a moment, 0 from it on (early stochastic depth of Liu et al. 2023, arXiv:2303.01500).
+    """1 before `stop`, 0 from then on (early stochastic depth of Liu et al. 2023, arXiv:2303.01500).
 
     Args:
-        stop: The moment: a `Time`, a time string, or a number that is a fraction of the training.
+        stop: A `Time`, a time string, or a number that is a fraction of the training.
 
     Raises:
         ValueError: If it is 0, which would switch stochastic depth off from the start, or wall-clock time.
@@ -115,15 +115,15 @@ class StopEarly:
 
     @property
     def depends_on_duration(self) -> bool:
-        """Whether it is counted as a fraction of the training."""
+        """Whether the time is a fraction of the training."""
         return _is_fraction(self._time)
 
     def check(self, state: State) -> None:
-        """Refuse a moment after the end of training."""
+        """Check that it is not after the end of training."""
         _check_within_training(self._time, state, "stop")
 
     def __call__(self, state: State) -> float:
-        """Whether the moment is still to come."""
+        """1 before `stop`, else 0."""
         return float(not _has_come(self._time, state))
 
     @property
@@ -136,7 +136,7 @@ class StopEarly:
 class ProgressiveLayerDrop:
     """Progressive layer dropping (Zhang and He 2020, section 4.2, arXiv:2010.13369).
 
-    There the kept share of layer l of L at step t is ``1 - l/L * (1 - theta(t))`` with
+    The paper keeps layer l of L at step t with probability ``1 - l/L * (1 - theta(t))`` with
     ``theta(t) = (1 - theta) * exp(-gamma * t) + theta``. That is a linear distribution with
     ``drop_rate = 1 - theta`` and this factor ``1 - exp(-gamma * t)``.
 
@@ -154,14 +154,14 @@ class ProgressiveLayerDrop:
 
     @property
     def depends_on_duration(self) -> bool:
-        """False: it goes by the number of batches."""
+        """False: the factor depends on the number of batches."""
         return False
 
     def check(self, state: State) -> None:
-        """It fits every training."""
+        """Every training is supported."""
 
     def __call__(self, state: State) -> float:
-        """0 at the first batch, towards 1."""
+        """0 at the first batch, approaching 1."""
         return -math.expm1(-self.gamma * state.timestamp.batch)
 
 
@@ -181,13 +181,13 @@ class FunctionSchedule:
         return True
 
     def check(self, state: State) -> None:
-        """Try the function at the start, in the middle and at the end."""
-        state.get_elapsed_duration()  # raises where the fraction cannot be told
+        """Check the values at the start, in the middle and at the end."""
+        state.get_elapsed_duration()  # raises if the fraction is not known
         for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
             self._factor(fraction)
 
     def __call__(self, state: State) -> float:
-        """The function's value now."""
+        """The value of the function at the elapsed fraction."""
         return self._factor(min(1.0, float(state.get_elapsed_duration())))
 
     def _factor(self, fraction: float) -> float:
@@ -201,7 +201,7 @@ DropSchedule = Schedule | Callable[[float], float] | Sequence[Schedule | Callabl
 
 
 def as_schedules(drop_schedule: DropSchedule) -> tuple[Schedule, ...]:
-    """Read the argument `drop_schedule`: one schedule or function, several, or None.
+    """Convert the argument `drop_schedule`: one schedule or function, several, or None.
 
     Raises:
         TypeError: If it is something else.
@@ -219,7 +219,7 @@ def as_schedules(drop_schedule: DropSchedule) -> tuple[Schedule, ...]:
 
 
 def as_span(span: float | str | Time, name: str) -> Time:
-    """Read an argument `name` that is a time: a `Time`, a time string, or a fraction of the training.
+    """Convert an argument that is a time: a `Time`, a time string, or a fraction of the training.
 
     Raises:
         TypeError: If it is none of these.
@@ -232,7 +232,7 @@ def as_span(span: float | str | Time, name: str) -> Time:
     if time.unit.is_clock:
         raise ValueError(
             f'{name} must be in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", "dur"), as drop '
-            f'rates do not depend on a clock, got "{time}"'
+            f'rates do not depend on wall-clock time, got "{time}"'
         )
     if time < 0:
         raise ValueError(f"{name} must not be negative, got {time}")
@@ -252,7 +252,7 @@ def _has_come(moment: Time, state: State) -> bool:
 def _check_within_training(span: Time, state: State, name: str) -> None:
     if not span:
         return
-    state.progress(span)  # raises where an epoch has no known length
+    state.progress(span)  # raises if an epoch has no known length
     whole = state.max_duration
     if whole is None:
         return

@@ -16,25 +16,25 @@ _FLAGS = ("use_same_gpu_seed", "protect_projections")
 
 @dataclass(frozen=True)
 class Settings:
-    """What `StochasticDepth` and `apply_stochastic_depth` have in common.
+    """The settings that `StochasticDepth` and `apply_stochastic_depth` share.
 
     Args:
         target_layer_name: Which type of block to convert, such as ``"ResNetBottleneck"``; by default every
             known type.
-        stochastic_method: ``"block"`` drops a block for the whole batch, ``"sample"`` for each row by
-            itself. Both compute only what is kept.
+        stochastic_method: ``"block"`` drops a block for the whole batch, ``"sample"`` for each row
+            independently. Both compute only what is kept.
         drop_rate: Probability in [0, 1] that the last block is dropped.
         drop_distribution: ``"linear"`` from ``drop_rate / L`` at the first of L blocks to `drop_rate` at
             the last, ``"uniform"``, L multipliers of `drop_rate`, or a function of l (1..L) and L that
             returns one.
         use_same_gpu_seed: Whether all ranks of a distributed run drop the same blocks (``"block"`` method;
             with ``"sample"`` each rank draws for its own rows).
-        draws: ``"independent"`` (Huang et al.), or ``"balanced"``: the same rates with hardly any
-            variation in how much is dropped from step to step.
+        draws: ``"independent"`` (Huang et al.), or ``"balanced"``: the same rates with little variation in
+            how much is dropped from step to step.
         scaling: ``"evaluation"`` multiplies residual branches by 1 - rate in evaluation (Huang et al.),
             ``"training"`` by 1 / (1 - rate) in training (timm, torchvision).
         drop_unit: For blocks of several residual branches (transformers): drop the ``"block"``, or each
-            ``"branch"`` by itself.
+            ``"branch"`` separately.
         protect_projections: Never drop a block whose shortcut is not the identity.
 
     Raises:
@@ -69,5 +69,5 @@ class Settings:
 
     @property
     def ranks_may_differ(self) -> bool:
-        """Whether a rank may drop what another one keeps."""
+        """Whether a rank may drop a block that another one keeps."""
         return self.stochastic_method == "sample" or not self.use_same_gpu_seed

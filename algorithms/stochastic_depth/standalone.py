@@ -34,10 +34,10 @@ def apply_stochastic_depth(
 
     The model is changed in place: same modules, same parameters, same ``state_dict``, so an
     optimizer made before stays valid. Each converted block has a ``.drop_rate``, which may be set.
-    Every forward of `model` in training mode draws anew which blocks are dropped, from its own generator.
+    Every forward of `model` in training mode draws a new plan, from a separate generator.
 
-    `model` may be any model with known residual blocks inside, and `seed`, that of the draws, must be the same on
-    all ranks. The other arguments are the fields of `Settings`, which documents them.
+    `model` may be any module that contains known residual blocks. `seed` is the seed of the draws, and must be the
+    same on all ranks. The other arguments are the fields of `Settings`, which documents them.
 
     Returns:
         `model` itself.
@@ -67,7 +67,7 @@ def apply_stochastic_depth(
 
 
 def remove_stochastic_depth(model: nn.Module) -> nn.Module:
-    """Undo `apply_stochastic_depth`: every block is of its plain class again, weights unchanged.
+    """Undo `apply_stochastic_depth`: every block gets its original class back, weights are unchanged.
 
     Returns:
         `model` itself.
@@ -82,7 +82,7 @@ def remove_stochastic_depth(model: nn.Module) -> nn.Module:
 
 
 class _DrawBeforeForward:
-    """A forward pre-hook that draws the plan, for a model that is trained without a Trainer."""
+    """A forward pre-hook that draws the plan of a model that is trained without a Trainer."""
 
     def __init__(self, plan: DropPlan, batch_dim: int) -> None:
         self.plan = plan
@@ -124,12 +124,12 @@ class _CloseAfterForward:
 
 
 def _num_rows(values: Any, batch_dim: int) -> int | None:
-    """The size in `batch_dim` of the first tensor somewhere inside that has it."""
+    """The size in `batch_dim` of the first tensor in `values` that has this dimension."""
     return next((tensor.shape[batch_dim] for tensor in _tensors(values) if tensor.dim() > batch_dim), None)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors somewhere inside."""
+    """All tensors in nested containers."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, (tuple, list, dict)):

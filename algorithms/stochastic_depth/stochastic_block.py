@@ -31,21 +31,21 @@ outside_of_graphs: Callable[[F], F] = torch.compiler.disable(
 
 
 class StochasticBlock(nn.Module):
-    """Base class of converted blocks, in front of the block's own class, which still does the computing.
+    """Base class of converted blocks, placed before the original class of the block in the method resolution order.
 
-    A block is converted by giving it the class that `stochastic_class` makes: the object, its
-    parameters and their names stay the same.
+    A block is converted by assigning the class that `stochastic_class` returns: the object, its parameters and their
+    names stay the same.
     """
 
     plain_class: ClassVar[type[nn.Module]]
     block_type: ClassVar[BlockType]
-    input_name: ClassVar[str]  # what the plain class calls its first argument
+    input_name: ClassVar[str]  # the name of the first argument of the plain class's forward
     drop_plan: DropPlan
     drop_indices: tuple[int, ...]  # for each branch its index in the plan
 
     @property
     def drop_rate(self) -> float:
-        """The rate in force, in [0, 1]; of the last branch where the branches have their own.
+        """The current rate, in [0, 1]; that of the last branch if the branches have separate rates.
 
         It may be set, except under a Trainer, whose `StochasticDepth` sets it for every batch.
         """
@@ -60,7 +60,7 @@ class StochasticBlock(nn.Module):
 
     @outside_of_graphs
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute what the drop plan keeps; in evaluation everything, with each branch times 1 - rate.
+        """Compute what the drop plan keeps; in evaluation all branches, each multiplied by 1 - rate.
 
         Huang et al. 2016, equations 2 and 5, arXiv:1603.09382.
         """
@@ -76,11 +76,11 @@ class StochasticBlock(nn.Module):
 
     @property
     def ranks_may_differ(self) -> bool:
-        """Whether a rank may drop what another one keeps (parallel training asks every module for this)."""
+        """Whether a rank may drop a block that another one keeps; parallel training reads it from every module."""
         return not self.drop_plan.same_on_all_ranks
 
     def gradient_units(self) -> list[list[nn.Module]]:
-        """The layers that run together or not at all, in groups: of each branch, or each by itself if unknown."""
+        """Groups of layers that are executed or skipped together: those of each branch, or single layers if unknown."""
         branches = self.block_type.branches
         groups = [branch.layers(self) for branch in branches if branch.layers is not None]
         if len(groups) < len(branches):
@@ -89,15 +89,15 @@ class StochasticBlock(nn.Module):
         return [unit for unit in units if unit]
 
     def compile_branches(self, **options: Any) -> None:
-        """Compile the block's own forward and its residual branches; what decides stays outside."""
+        """Compile the original forward and the residual branches; decisions stay outside the graphs."""
         cls = self.plain_class
         self._compiled = {"forward": torch.compile(_own_code(cls.forward), **options)}
         for number, branch in enumerate(self.block_type.branches):
             self._compiled[f"residual{number}"] = torch.compile(_own_code(branch.residual), **options)
 
     def _run(self, x: Tensor, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
-        """The block with each residual branch times its scale."""
-        # Compiled and by rows, one graph serves all: that of the branches.
+        """Run the block, with each residual branch multiplied by its scale."""
+        # Compiled with the sample method, all cases use the graphs of the branches.
         if all(scale == 1 for scale in scales) and not (self._is_compiled() and self.drop_plan.method == "sample"):
             return self._plain_forward(x, *args, **kwargs)
         for branch, scale in zip(self._branches(), scales, strict=True):
@@ -126,7 +126,7 @@ class StochasticBlock(nn.Module):
     def _branch_on_rows(
         self, branch: Branch, x: Tensor, kept: np.ndarray, scale: float, args: Any, kwargs: Any
     ) -> Tensor:
-        """One branch for the kept rows; all rows go through its shortcut and what follows the sum."""
+        """Run one branch on the kept rows, and its shortcut and what follows the sum on all rows."""
         if not kept.any():
             return branch.drop(self, x)
         if kept.all():
@@ -140,7 +140,7 @@ class StochasticBlock(nn.Module):
         if self.block_type.changes_shape(self):
             summed = add_to_rows(x, kept, residual, shortcut=partial(branch.shortcut, self), alpha=scale, dim=dim)
             return branch.after_sum(self, summed)
-        # The dropped rows have gone through the ReLU of the block before.
+        # The ReLU of the block before was applied to the dropped rows.
         is_final = branch.ends_in_relu(self)
         summed = add_to_rows(x, kept, residual, alpha=scale, relu=is_final, dim=dim)
         return summed if is_final else branch.after_sum(self, summed)
@@ -148,10 +148,10 @@ class StochasticBlock(nn.Module):
     def _pad_single_row(
         self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Apply `function` to the kept rows, a single one together with a neighbour if BatchNorm needs it.
+        """Apply `function` to the kept rows; a single one is padded with a neighbour if the block has BatchNorm.
 
-        The statistics of one row of 1x1 maps do not exist. The neighbour's result is discarded, so that the
-        rate stays exact.
+        BatchNorm needs more than one value per channel, and a row of 1x1 maps has one. The result of the neighbour
+        is discarded, so the rate stays exact.
         """
         if len(rows) > 1 or not any(isinstance(module, _BATCHNORM) for module in self.modules()):
             return function(rows)
@@ -176,7 +176,7 @@ class StochasticBlock(nn.Module):
         ]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and copy by the plain class, since the class in front of it has no importable name."""
+        """Pickle and copy by the plain class, since the stochastic class has no importable name."""
         reduced: Any = super().__reduce_ex__(protocol)
         build, arguments, state, *rest = reduced
         if build is copyreg.__newobj__:  # type: ignore[attr-defined]  # there, but not in the stubs
@@ -186,7 +186,7 @@ class StochasticBlock(nn.Module):
 
 
 def _run_compiled(name: str, block: StochasticBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if block.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
+    if block.drop_plan.method == "sample":  # or the first change in the number of rows would recompile
         maybe_mark_dynamic(x, block.block_type.batch_dim(block))
     return block._compiled[name](block, x, *args, **kwargs)
 
@@ -212,9 +212,9 @@ def _new_block(plain_class: Any) -> StochasticBlock:
 
 
 def _own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A copy of a function with a code object of its own.
+    """A copy of a function with a separate code object.
 
-    torch.compile keeps its graphs by code object and allows eight each, too few for blocks of different
+    torch.compile caches graphs by code object, at most eight for each, which is too few for blocks of different
     shapes that share one ``forward``.
     """
     if not isinstance(function, FunctionType):

@@ -22,22 +22,22 @@ from .surgery import convert, stochastic_blocks
 class StochasticDepth(Algorithm):
     """Train a residual network whose blocks are dropped at random (Huang et al. 2016, arXiv:1603.09382).
 
-    The blocks are converted at INIT. At each BATCH_START the rates of that moment are set and one
-    drop plan is drawn for the whole batch, as a function of the seed and the number of the step.
-    Evaluation uses the rates in force at that moment.
+    The blocks are converted at INIT. At each BATCH_START the current rates are set and one drop plan is
+    drawn for the whole batch, as a function of the seed and the number of the step. Evaluation uses the
+    current rates.
 
-    Logs ``stochastic_depth/drop_rate`` (the highest rate in force),
+    Logs ``stochastic_depth/drop_rate`` (the highest current rate),
     ``stochastic_depth/num_stochastic_layers`` and ``stochastic_depth/num_dropped_layers`` (blocks dropped
-    in the step; with the ``sample`` method the sum over blocks of the share of rows).
+    in the step; with the ``sample`` method the sum over blocks of the fraction of dropped rows).
 
     The settings that are not listed here are documented in `Settings`.
 
     Args:
-        drop_warmup: How long all rates rise in a line from 0: a fraction of the training, a time
+        drop_warmup: How long all rates rise linearly from 0: a fraction of the training, a time
             string in any unit, or a `Time`. The first batch after it has exactly the full rates.
         drop_schedule: Further factors on all rates over time: `StartLate`, `StopEarly`,
             `ProgressiveLayerDrop`, a function of the elapsed fraction of training that returns a number
-            in [0, 1], or several of these, which multiply.
+            in [0, 1], or several of these, which are multiplied.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -76,7 +76,7 @@ class StochasticDepth(Algorithm):
 
     @property
     def ranks_may_differ(self) -> bool:
-        """Whether a rank may drop what another one keeps."""
+        """Whether a rank may drop a block that another one keeps."""
         return not self.plan.same_on_all_ranks
 
     @property
@@ -85,36 +85,36 @@ class StochasticDepth(Algorithm):
         return any(schedule.depends_on_duration for schedule in self.schedules)
 
     def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
-        """The residual branches: a dropped one has no gradients to send."""
+        """The layers of each residual branch, which has no gradients in a step in which it is dropped."""
         return [unit for block in stochastic_blocks(state.model) for unit in block.gradient_units()]
 
     @property
     def expected_drop_rates(self) -> list[float]:
-        """For each block the mean of its rate over the steps done so far; the full rate before the first."""
+        """For each block the mean of its rate over the steps so far; the full rate before the first step."""
         return (self._sum_of_rates / self._num_steps if self._num_steps else self._full_rates).tolist()
 
     @property
     def realized_drop_rates(self) -> list[float]:
-        """For each block the share that was dropped over the steps done so far."""
+        """For each block the fraction that was dropped in the steps so far."""
         return (self._sum_of_drops / max(self._num_steps, 1)).tolist()
 
     def match(self, event: Event, state: State) -> bool:
-        """Whether the surgery, the rates, the plan or the log need this event."""
+        """Whether the algorithm acts at this event."""
         return event in _ACTIONS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Run the action of the event."""
+        """Convert the model, draw the plan or log, depending on the event."""
         _ACTIONS[event](self, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of the rates so far. Rates and plans are not saved: the timestamp and the seed give them."""
+        """The sums of the rates so far. Rates and plans are not saved: they follow from the timestamp and the seed."""
         return {"num_steps": self._num_steps, "sum_of_rates": self._sum_of_rates.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, after INIT.
 
         Raises:
-            ValueError: If it is of another number of blocks.
+            ValueError: If the number of blocks differs.
         """
         self._sum_of_rates = self._one_per_block(state["sum_of_rates"])
         self._num_steps = int(state["num_steps"])
@@ -127,7 +127,7 @@ class StochasticDepth(Algorithm):
         """Load what `rank_state_dict` returned, after INIT.
 
         Raises:
-            ValueError: If it is of another number of blocks.
+            ValueError: If the number of blocks differs.
         """
         self._sum_of_drops = self._one_per_block(state["sum_of_drops"])
 
@@ -182,7 +182,7 @@ class StochasticDepth(Algorithm):
 
     @property
     def plan(self) -> DropPlan:
-        """The rates in force and what was drawn for the step.
+        """The current rates and the decisions of the step.
 
         Raises:
             RuntimeError: Before INIT.

@@ -17,7 +17,7 @@ def convert(model: nn.Module, settings: Settings, *, seed: int) -> DropPlan:
     """Convert the blocks of a model; the caller draws the returned plan before each training forward.
 
     Raises:
-        TypeError: If `model` is no module or `seed` no int.
+        TypeError: If `model` is not a module or `seed` not an int.
         ValueError: If no block matches, the model has stochastic depth already, or it is wrapped for
             several ranks in a way that does not support the settings. The model is then unchanged.
     """
@@ -48,7 +48,7 @@ def convert(model: nn.Module, settings: Settings, *, seed: int) -> DropPlan:
 
 
 def restore(model: nn.Module) -> None:
-    """Undo `convert`: every block is of its plain class again, weights unchanged.
+    """Undo `convert`: every block gets its original class back, weights are unchanged.
 
     Raises:
         ValueError: If the model has no stochastic depth.
@@ -56,13 +56,13 @@ def restore(model: nn.Module) -> None:
     for block in required_blocks(model, "remove it"):
         block.__dict__.pop("_compiled", None)
         del block.drop_plan, block.drop_indices
-        block.__class__ = block.plain_class  # type: ignore[assignment]  # back again
+        block.__class__ = block.plain_class  # type: ignore[assignment]  # the original class
 
 
 def compile_stochastic_blocks(model: nn.Module, **options: Any) -> nn.Module:
-    """Compile what the blocks compute, each by itself; which of them run is decided outside.
+    """Compile each block separately; which blocks run is decided outside the graphs.
 
-    No graph breaks inside a block, and nothing is compiled again when rates or plans change.
+    There are no graph breaks inside a block, and no recompilations when rates or plans change.
 
     Args:
         model: A model with stochastic depth.
@@ -85,7 +85,7 @@ def stochastic_blocks(model: nn.Module) -> list[StochasticBlock]:
 
 
 def required_blocks(model: nn.Module, purpose: str) -> list[StochasticBlock]:
-    """The converted blocks of a model that must have some; a ValueError says for what."""
+    """The converted blocks of a model; a ValueError that names the purpose if there are none."""
     blocks = stochastic_blocks(model)
     if not blocks:
         raise ValueError(f"model must have stochastic depth to {purpose}, {type(model).__name__} has none")
@@ -106,7 +106,7 @@ def _plan_indices(blocks: list[Any], drop_unit: DropUnit) -> list[tuple[int, ...
 
 
 def _protect(blocks: list[Any], plan_indices: list[tuple[int, ...]], rates: list[float]) -> None:
-    """Give the rate 0 to the blocks whose shortcut is more than the identity."""
+    """Set the rate 0 for blocks whose shortcut is not the identity."""
     protected = [_type_of(block).changes_shape(block) for block in blocks]
     if not any(protected) or all(protected):
         which = "all" if all(protected) else "none"
@@ -150,7 +150,7 @@ def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[Any]:
 
 
 def _check_no_nested_tensors(model: nn.Module, blocks: list[Any]) -> None:
-    """A TransformerEncoder with padding hands its layers nested tensors in evaluation, which do not split."""
+    """A TransformerEncoder with padding passes nested tensors to its layers in evaluation; they cannot be split."""
     for module in model.modules():
         if getattr(module, "use_nested_tensor", False) and any(child in blocks for child in module.modules()):
             raise ValueError(

@@ -36,5 +36,5 @@ def test_a_batch_that_is_no_pair_is_refused(batch: object) -> None:
 
 @pytest.mark.parametrize("num_classes", [0, 1, -3, 2.0, True, None, "ten"])
 def test_a_bad_number_of_classes_is_refused(num_classes: object) -> None:
-    with pytest.raises(ValueError, match=f"num_classes must be a whole number of at least 2, got {num_classes!r}"):
+    with pytest.raises(ValueError, match=f"num_classes must be an int of at least 2, got {num_classes!r}"):
         ComposerClassifier(nn.Linear(8, 3), num_classes)

@@ -1,4 +1,4 @@
-"""How each type of residual block splits, by family, and the registry of the known types."""
+"""How each type of residual block splits into branches, by library, and the registry of the known types."""
 
 from .branch import BlockType, Branch
 from .registry import block_type_of, known_names, register_residual_block

@@ -20,15 +20,14 @@ class Branch:
         shortcut: ``(block, x) -> s(x)``, always computed.
         after_sum: ``(block, y) -> z``, what follows the sum.
         input_is_final: Whether ``after_sum(x)`` is x for the inputs the block gets, so that a dropped
-            branch with an identity shortcut gives back its input. True where nothing follows the sum,
+            branch with an identity shortcut returns its input. True if nothing follows the sum,
             and in a chain of blocks that all end in the same ReLU.
-        ends_in_relu: Whether `after_sum` is nothing but a ReLU and the inputs are final.
+        ends_in_relu: Whether `after_sum` is only a ReLU and the inputs are final.
         last_layer: ``(block) -> layer``, the normalisation or linear layer that ends the residual
-            branch and can take over a factor; None where there is none.
-        gives_new_tensor: Whether `residual` gives a tensor that nobody else holds, so that evaluation can
+            branch and can absorb a factor; None if there is none.
+        gives_new_tensor: Whether `residual` returns a tensor that is not used elsewhere, so that evaluation can
             add in place.
-        layers: ``(block) -> layers`` that `residual` computes with and nothing else does; None where that is
-            not known.
+        layers: ``(block) -> layers`` that only `residual` uses; None if unknown.
     """
 
     residual: Callable[..., Tensor]
@@ -41,7 +40,7 @@ class Branch:
     layers: Callable[[Any], Sequence[nn.Module]] | None = None
 
     def run(self, block: nn.Module, x: Tensor, scale: float, *args: Any, **kwargs: Any) -> Tensor:
-        """The step with the residual branch times `scale`, which is not computed where that is 0."""
+        """The step with the residual branch multiplied by `scale`; with 0 the branch is not computed."""
         if scale == 0:
             return self.drop(block, x)
         residual = self.residual(block, x, *args, **kwargs)
@@ -60,16 +59,16 @@ class Branch:
 
 @dataclass(frozen=True)
 class BlockType:
-    """How one class of blocks is made of branches, which must be all that its ``forward`` does.
+    """The branches of one class of blocks, which together must be equivalent to its ``forward``.
 
     Args:
-        name: What `target_layer_name` calls it.
+        name: Its name in `target_layer_name`.
         branches: The residual steps in the order in which they run.
-        changes_shape: Whether a block's shortcut is more than the identity.
+        changes_shape: Whether the shortcut of a block is not the identity.
         batch_dim: The dimension of a block's input that counts the samples.
         select: ``(block, take, ...) -> (args, kwargs)``, the further arguments of ``forward`` for some
             samples only, where ``take(tensor)`` selects those from a tensor's first dimension.
-        cls: The class itself, where a user registered it.
+        cls: The class, if a user registered it.
     """
 
     name: str

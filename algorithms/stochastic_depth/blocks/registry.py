@@ -1,4 +1,4 @@
-"""Which block classes are known: by their import path, so that nothing is imported which a model does not use."""
+"""The registry of block classes, by import path, so that no library is imported that a model does not use."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +25,9 @@ def register_residual_block(
     last_layer: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Make a block class of your own known, so that its blocks can be dropped.
+    """Register a block class, so that its blocks can be dropped.
 
-    The class's ``forward(x)`` must compute ``after_sum(shortcut(x) + residual(x))`` and nothing else::
+    The class's ``forward(x)`` must compute exactly ``after_sum(shortcut(x) + residual(x))``::
 
         cf.register_residual_block(
             MyBlock,
@@ -36,19 +36,19 @@ def register_residual_block(
             last_layer="norm",
         )
 
-    Register at the top level of a module where models are pickled to other processes.
+    If models are pickled to other processes, register at the top level of a module.
 
     Args:
-        cls: The class; exactly it, not its subclasses.
+        cls: The class; its subclasses are not included.
         residual: ``(block, x) -> f(x)``, what can be dropped.
         shortcut: ``(block, x) -> s(x)``; by default the identity.
         after_sum: ``(block, y) -> z``; by default nothing.
         last_layer: Attribute with the normalisation or linear layer that ends the residual branch, for
             `fold_stochastic_depth`.
-        name: What `target_layer_name` calls it; by default the name of the class.
+        name: Its name in `target_layer_name`; by default the name of the class.
 
     Raises:
-        TypeError: If `cls` is no module class or a function cannot be called.
+        TypeError: If `cls` is not a subclass of Module or a function is not callable.
         ValueError: If the class or the name is registered already.
     """
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
@@ -59,13 +59,13 @@ def register_residual_block(
     if not all(isinstance(text, str) or text is None for text in (last_layer, name)):
         raise TypeError(f"last_layer and name must be strings, got {last_layer!r} and {name!r}")
     name = name or cls.__name__
-    earlier = BLOCK_TYPES.get(_import_path(cls))  # of a class of this name that was defined again, as in a notebook
+    earlier = BLOCK_TYPES.get(_import_path(cls))  # a class of this name that was redefined, as in a notebook
     is_redefined = earlier is not None and earlier.cls not in (None, cls) and earlier.name == name
     if not is_redefined and (earlier is not None or name in known_names()):
         raise ValueError(f"cls and name must not be registered already, got {cls.__qualname__} and {name!r}")
     given: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
     if after_sum is not None:
-        # Only a class that is known to chain can promise that its inputs have gone through after_sum.
+        # Only for the known classes it is certain that after_sum was applied to their inputs.
         given.update(after_sum=after_sum, input_is_final=lambda block: False)
     if last_layer is not None:
         given["last_layer"] = lambda block: getattr(block, last_layer, None)
@@ -80,7 +80,7 @@ def block_type_of(cls: type[nn.Module]) -> BlockType | None:
 
 
 def known_names() -> list[str]:
-    """Everything that `target_layer_name` can be."""
+    """All values of `target_layer_name`."""
     return sorted({block_type.name for block_type in BLOCK_TYPES.values()})
 
 

@@ -42,12 +42,12 @@ def test_multipliers_and_a_function_of_place_give_the_rates() -> None:
     [
         ([0.5, 0.5], ValueError, "must give one multiplier for each of the 3 blocks, got 2"),
         ([], ValueError, "must give one multiplier for each of the 3 blocks, got 0"),
-        ([0.5, 0.5, -0.1], ValueError, r"must lead to rates in \[0, 1\], got -0.1 \* 0.5 for block 3"),
-        ([0.5, 3.0, 0.1], ValueError, r"must lead to rates in \[0, 1\], got 3.0 \* 0.5 for block 2"),
-        ([float("nan")] * 3, ValueError, r"must lead to rates in \[0, 1\], got nan \* 0.5 for block 1"),
+        ([0.5, 0.5, -0.1], ValueError, r"must give rates in \[0, 1\], got -0.1 \* 0.5 for block 3"),
+        ([0.5, 3.0, 0.1], ValueError, r"must give rates in \[0, 1\], got 3.0 \* 0.5 for block 2"),
+        ([float("nan")] * 3, ValueError, r"must give rates in \[0, 1\], got nan \* 0.5 for block 1"),
         (["a", "b", "c"], TypeError, "must give numbers, got 'a' for block 1"),
         (lambda block, num_blocks: None, TypeError, "must give numbers, got None for block 1"),
-        (lambda block, num_blocks: 7, ValueError, r"must lead to rates in \[0, 1\], got 7 \* 0.5 for block 1"),
+        (lambda block, num_blocks: 7, ValueError, r"must give rates in \[0, 1\], got 7 \* 0.5 for block 1"),
     ],
 )
 def test_bad_multipliers_are_refused(distribution: object, error: type[Exception], message: str) -> None:

@@ -156,7 +156,9 @@ def test_a_bad_gamma_is_refused(gamma: object) -> None:
 @pytest.mark.parametrize("span", ["5min", "0.5sec", "0sec", Time(3, "min")])
 @pytest.mark.parametrize(("schedule", "name"), [(Warmup, "drop_warmup"), (StartLate, "start"), (StopEarly, "stop")])
 def test_wall_clock_time_is_refused_at_construction(schedule: type, name: str, span: str | Time) -> None:
-    with pytest.raises(ValueError, match=f'^{name} must be in .*"dur".* do not depend on a clock, got "{span}"'):
+    with pytest.raises(
+        ValueError, match=f'^{name} must be in .*"dur".* do not depend on wall-clock time, got "{span}"'
+    ):
         schedule(span)
 
 
