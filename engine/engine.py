@@ -56,6 +56,7 @@ class Engine:
         for listener in self._listeners:
             check_hook_names(listener)
         self._hooks = {event: self._find_hooks(event) for event in Event}
+        self._preparations = {Event.INIT: self._check_first_init, Event.AFTER_DATALOADER: logger.begin_step}
 
     def register_pass(self, algorithm_pass: Pass) -> None:
         """Add a function that reorders, adds or removes algorithms before they run.
@@ -79,10 +80,8 @@ class Engine:
         """
         if self._is_closed:
             raise RuntimeError(f"the engine is closed and runs no event, got {event.name}")
-        if event is Event.INIT:
-            self._check_first_init()
-        elif event is Event.AFTER_DATALOADER:
-            self.logger.begin_step()
+        if event in self._preparations:
+            self._preparations[event]()
         algorithms: Sequence[Algorithm] = [a for a in self.state.algorithms if a.match(event, self.state)]
         traces: tuple[Trace, ...] = ()
         if algorithms or len(self._passes) > 1:  # set_filo_order alone has nothing to do without algorithms

@@ -84,6 +84,8 @@ class Event(str, Enum):
     it calls.
     """
 
+    __hash__ = str.__hash__  # that of Enum is a function in Python, which costs more than all else at an event
+
     INIT = "init"
     BEFORE_LOAD = "before_load"
     AFTER_LOAD = "after_load"
