@@ -1,5 +1,6 @@
 """The functional form of every algorithm, for use without a Trainer: ``import etude.functional as cf``."""
 
+from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
 from .algorithms.stochastic_depth import (
     apply_stochastic_depth,
@@ -13,6 +14,7 @@ from .algorithms.stochastic_depth import (
 from .models import export_network
 
 __all__ = [
+    "apply_gradient_clipping",
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
     "expected_savings",

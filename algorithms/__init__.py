@@ -1,6 +1,15 @@
 """The algorithms, each in its own folder with a README."""
 
+from .gradient_clipping import GradientClipping
 from .label_smoothing import LabelSmoothing
 from .stochastic_depth import ProgressiveLayerDrop, StartLate, StochasticDepth, StopEarly, Warmup
 
-__all__ = ["LabelSmoothing", "ProgressiveLayerDrop", "StartLate", "StochasticDepth", "StopEarly", "Warmup"]
+__all__ = [
+    "GradientClipping",
+    "LabelSmoothing",
+    "ProgressiveLayerDrop",
+    "StartLate",
+    "StochasticDepth",
+    "StopEarly",
+    "Warmup",
+]

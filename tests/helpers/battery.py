@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 
 import etude.functional as cf
 from etude import Algorithm, Trainer
-from etude.algorithms import LabelSmoothing, StartLate, StochasticDepth
+from etude.algorithms import GradientClipping, LabelSmoothing, StartLate, StochasticDepth
 from helpers.networks import images, tiny_resnet
 from helpers.parallel_training import freeze_batchnorm
 from helpers.probes import AverageWeights, ChangeBatch, ChangeLoss, CountRows, ReplaceParameters
@@ -66,6 +66,14 @@ def smooth_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -
     train_by_hand(model, optimizer, batches, lambda _, outputs, batch: (batch[0], cf.smooth_labels(outputs, batch[1])))
 
 
+def clip_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    for batch in batches:
+        optimizer.zero_grad()
+        model.loss(model(batch), batch).backward()
+        cf.apply_gradient_clipping(model, "value", 0.01)
+        optimizer.step()
+
+
 def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
     train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
 
@@ -84,7 +92,11 @@ DEPTH_CHANGES: dict[str, Any] = {
     "protect_projections": True,
 }
 
+CLIPPING = {"clipping_type": "value", "clipping_threshold": 0.01}
+CLIPPING_CHANGES = {"clipping_type": "norm", "clipping_threshold": 0.1}
+
 BATTERY: dict[str, Entry] = {
+    "GradientClipping": Entry(partial(GradientClipping, **CLIPPING), CLIPPING_CHANGES, clip_by_hand),
     "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2}, smooth_by_hand),
     "StochasticDepth": Entry(partial(StochasticDepth, drop_rate=0.5), DEPTH_CHANGES, drop_by_hand, only_once=True),
     "AverageWeights": Entry(AverageWeights, {"decay": 0.5}),
