@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side; bef
 import random
 from collections.abc import Iterator
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,10 @@ import torch
 from helpers import leaks
 
 pytest_plugins = ["pytester"]
+
+# The same examples in every run, and no files of examples that failed.
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("fixed")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

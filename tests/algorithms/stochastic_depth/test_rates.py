@@ -1,22 +1,43 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etude.algorithms.stochastic_depth.rates import check_distribution, check_rate, rates_over_depth
 
+rates = st.floats(0, 1)
+numbers_of_blocks = st.integers(1, 1202)
 
-def test_linear_rates_follow_huang_et_al() -> None:
-    assert rates_over_depth(0.5, "linear", 54) == [0.5 * block / 54 for block in range(1, 55)]
+
+@given(rates, numbers_of_blocks)
+def test_linear_rates_grow_with_depth_to_exactly_the_drop_rate(rate: float, num_blocks: int) -> None:
+    """Huang et al. 2016, equation 4."""
+    found = rates_over_depth(rate, "linear", num_blocks)
+    assert found == [rate * (block / num_blocks) for block in range(1, num_blocks + 1)]
+    assert found[-1] == rate
+    assert found == sorted(found)
 
 
-def test_linear_rates_end_at_exactly_the_drop_rate_and_drop_a_quarter_of_the_depth() -> None:
+@given(numbers_of_blocks)
+def test_linear_rates_of_a_half_drop_a_quarter_of_the_depth(num_blocks: int) -> None:
     """Huang et al. 2016, section 3: at 0.5 the expected number of kept blocks is (3L - 1) / 4."""
-    for num_blocks in (1, 2, 3, 16, 33, 50, 54, 1202):
-        rates = rates_over_depth(0.5, "linear", num_blocks)
-        assert rates[-1] == 0.5
-        assert num_blocks - sum(rates) == pytest.approx((3 * num_blocks - 1) / 4)
+    found = rates_over_depth(0.5, "linear", num_blocks)
+    assert num_blocks - sum(found) == pytest.approx((3 * num_blocks - 1) / 4)
 
 
-def test_uniform_rates_are_all_the_drop_rate() -> None:
-    assert rates_over_depth(0.3, "uniform", 5) == [0.3] * 5
+@given(rates, numbers_of_blocks)
+def test_uniform_rates_are_all_the_drop_rate(rate: float, num_blocks: int) -> None:
+    assert rates_over_depth(rate, "uniform", num_blocks) == [rate] * num_blocks
+
+
+@given(rates, st.lists(rates, min_size=1, max_size=20))
+def test_a_sequence_and_a_function_of_depth_give_the_same_rates(rate: float, multipliers: list[float]) -> None:
+    def multiplier(block: int, num_blocks: int) -> float:
+        assert num_blocks == len(multipliers)
+        return multipliers[block - 1]
+
+    found = rates_over_depth(rate, multipliers, len(multipliers))
+    assert found == [rate * multiplier for multiplier in multipliers]
+    assert rates_over_depth(rate, multiplier, len(multipliers)) == found
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), float("inf")])

@@ -1,23 +1,30 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from etude.algorithms.stochastic_depth.rows import add_to_rows, take_rows
 
 MASKS = ["1000", "0001", "0110", "1010", "0101", "1101"]
+
+# Some rows are chosen and some are not, in runs of any length.
+masks = st.lists(st.booleans(), min_size=2, max_size=12).filter(lambda chosen: len(set(chosen)) == 2).map(np.array)
 
 
 def mask(text: str) -> np.ndarray:
     return np.array([character == "1" for character in text])
 
 
-@pytest.mark.parametrize("text", MASKS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("relu", [False, True])
-def test_values_and_gradients_equal_indexing(text: str, memory_format: torch.memory_format, relu: bool) -> None:
-    chosen = mask(text)
-    x = torch.randn(4, 3, 5, 5, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
-    weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+@given(chosen=masks)
+def test_values_and_gradients_equal_indexing(
+    chosen: np.ndarray, memory_format: torch.memory_format, relu: bool
+) -> None:
+    shape = (len(chosen), 3, 5, 5)
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    weight = torch.randn(shape, dtype=torch.float64)
 
     out = add_to_rows(x, chosen, torch.sin, alpha=1.5, relu=relu)
     assert out.is_contiguous(memory_format=memory_format)
@@ -32,19 +39,18 @@ def test_values_and_gradients_equal_indexing(text: str, memory_format: torch.mem
     assert torch.allclose(gradient, expected_gradient, rtol=1e-12)
 
 
-@pytest.mark.parametrize("text", MASKS)
-def test_only_the_chosen_rows_are_computed(text: str) -> None:
-    chosen = mask(text)
-    seen = []
-    add_to_rows(torch.arange(4.0)[:, None], chosen, lambda rows: seen.append(rows.flatten().tolist()) or rows)
+@given(chosen=masks)
+def test_only_the_chosen_rows_are_computed(chosen: np.ndarray) -> None:
+    seen: list[list[float]] = []
+    x = torch.arange(float(len(chosen)))[:, None]
+    add_to_rows(x, chosen, lambda rows: seen.append(rows.flatten().tolist()) or rows)
     assert seen == [np.flatnonzero(chosen).tolist()]
 
 
-@pytest.mark.parametrize("text", MASKS)
-def test_take_rows_takes_the_chosen_rows_in_order(text: str) -> None:
-    chosen = mask(text)
-    x = torch.randn(4, 6)
-    assert torch.equal(take_rows(x, chosen), x[torch.tensor(chosen)])
+@given(chosen=masks, dim=st.integers(0, 1))
+def test_take_rows_takes_the_chosen_rows_in_order(chosen: np.ndarray, dim: int) -> None:
+    x = torch.randn(len(chosen), len(chosen), 2)
+    assert torch.equal(take_rows(x, chosen, dim), x.index_select(dim, torch.tensor(np.flatnonzero(chosen))))
 
 
 @pytest.mark.parametrize("text", MASKS)
