@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from etude.engine import Logger, State, Time, Timestamp
 from etude.loggers import InMemoryLogger, ProgressBar, progress_bar
 from etude.trainer import Trainer
-from helpers.networks import LinearModel, vectors
+from helpers.networks import LinearModel, Stream, vectors
 
 
 class Screen(io.StringIO):
@@ -32,14 +32,6 @@ class Screen(io.StringIO):
 
     def lines(self, beginning: str) -> list[str]:
         return [line for line in self.getvalue().splitlines() if line.startswith(beginning)]
-
-
-class Stream(IterableDataset):
-    """Rows without a length."""
-
-    def __iter__(self):
-        for row in torch.ones(12, 8):
-            yield row, 1
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
 from etude import Trainer
 from etude.engine import Algorithm, Callback, Event
 from etude.trainer import CheckpointSaver
+from helpers.linear_training import make_linear_trainer
 from helpers.networks import LinearModel, vectors
 from helpers.resumable import differences, fit, rows_of
 from helpers.resumable import make_trainer as make_resnet_trainer
@@ -68,20 +68,9 @@ class History(Callback):
         return {"model": {name: t.clone() for name, t in state.model.state_dict().items()}, "momenta": momenta}
 
 
-def make_trainer(model: LinearModel | None = None, *, max_duration: str = "2ep", **settings: Any) -> Trainer:
-    """Six batches of four rows per epoch."""
+def make_trainer(model: LinearModel | None = None, **settings: Any) -> Trainer:
     torch.manual_seed(0)
-    model = NormModel() if model is None else model
-    return Trainer(
-        model,
-        settings.pop("train_dataloader", vectors()),
-        None,
-        max_duration,
-        optimizers=SGD(model.parameters(), lr=0.1, momentum=0.9),
-        device="cpu",
-        progress_bar=False,
-        **settings,
-    )
+    return make_linear_trainer(NormModel() if model is None else model, **settings)
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.optim import SGD
 
+from etude import Event
 from etude.engine import Callback
 from etude.trainer import Trainer
 from etude.trainer.precision import Precision, autocast, grad_scaler
 from helpers.networks import LinearModel, vectors
+from helpers.recording import At
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
@@ -93,12 +95,10 @@ def test_gradients_are_unscaled_when_they_are_called_complete():
     """So that clipping at AFTER_TRAIN_BATCH sees the gradients themselves, also with a loss scaler."""
 
     def norms(precision):
-        seen = []
-
-        class Watch(Callback):
-            def after_train_batch(self, state, logger):
-                seen.append(float(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters()])))
-
+        norm = At(
+            Event.AFTER_TRAIN_BATCH,
+            lambda state: float(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters()])),
+        )
         torch.manual_seed(0)
         model = LinearModel()
         Trainer(
@@ -106,11 +106,11 @@ def test_gradients_are_unscaled_when_they_are_called_complete():
             vectors(),
             max_duration="1ba",
             optimizers=torch.optim.SGD(model.parameters(), lr=0.1),
-            callbacks=Watch(),
+            callbacks=norm,
             precision=precision,
             device="cpu",
             progress_bar=False,
         ).fit()
-        return seen
+        return norm.answers
 
     assert norms("amp_fp16") == pytest.approx(norms("fp32"), rel=0.02)

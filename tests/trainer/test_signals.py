@@ -16,7 +16,8 @@ import torch
 from etude.engine import Callback, Event
 from etude.trainer import CheckpointSaver
 from etude.trainer.signals import SignalListener, TrainingInterrupted
-from helpers.resumable import NUM_STEPS, differences, make_trainer, result_of, rows_of
+from helpers.resumable import NUM_STEPS, differences, make_trainer, rows_of
+from helpers.resumable import fit as fit_trainer
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -35,11 +36,7 @@ class Send(Callback):
 
 
 def fit(**settings: Any) -> dict[str, Any]:
-    trainer = make_trainer(**settings)
-    trainer.fit()
-    result = result_of(trainer)
-    trainer.close()
-    return result
+    return fit_trainer(make_trainer(**settings))
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,12 @@
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import etude.functional as cf
-from etude import Callback, State, Trainer
+from etude import Event, State, Trainer
 from etude.algorithms import LabelSmoothing
 from helpers.networks import LinearModel, vectors
+from helpers.recording import At
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5, 1.0])
@@ -28,25 +27,23 @@ def test_smoothed_targets_are_probabilities_and_soft_targets_stay_so() -> None:
 
 
 def test_training_smooths_and_the_batch_gets_its_targets_back() -> None:
-    seen: list[tuple[float, float, bool]] = []
+    def losses(state: State) -> tuple[float, float, bool]:
+        _, targets = state.batch
+        plain = F.cross_entropy(state.outputs, targets)
+        smoothed = F.cross_entropy(state.outputs, targets, label_smoothing=0.3)
+        return state.loss.item(), smoothed.item(), bool(plain != smoothed)
 
-    class Watch(Callback):
-        def before_backward(self, state: State, logger: Any) -> None:
-            _, targets = state.batch
-            plain = F.cross_entropy(state.outputs, targets)
-            smoothed = F.cross_entropy(state.outputs, targets, label_smoothing=0.3)
-            seen.append((state.loss.item(), smoothed.item(), bool(plain != smoothed)))
-
+    watch = At(Event.BEFORE_BACKWARD, losses)
     Trainer(
         LinearModel(),
         vectors(),
         max_duration="1ep",
         algorithms=LabelSmoothing(0.3),
-        callbacks=Watch(),
+        callbacks=watch,
         progress_bar=False,
     ).fit()
-    assert len(seen) == 6
-    for loss, smoothed, differs in seen:
+    assert len(watch.answers) == 6
+    for loss, smoothed, differs in watch.answers:
         assert loss == pytest.approx(smoothed)
         assert differs
 

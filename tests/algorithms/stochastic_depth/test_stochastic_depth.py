@@ -13,6 +13,7 @@ from etude.algorithms import StochasticDepth
 from etude.algorithms.stochastic_depth.surgery import stochastic_blocks
 from etude.models import ComposerClassifier, composer_resnet
 from helpers.networks import images, tiny_resnet
+from helpers.recording import At
 
 
 class Recorder(LoggerDestination):
@@ -155,15 +156,11 @@ def test_evaluation_uses_the_rate_of_its_own_moment() -> None:
 
 def test_one_plan_serves_all_microbatches_of_a_step() -> None:
     """So that the share of dropped blocks, and the memory, do not depend on the microbatch size."""
-    patterns: list[tuple[bool, ...]] = []
-
-    class Watch(Callback):
-        def before_forward(self, state: State, logger: Any) -> None:
-            patterns.append(tuple(stochastic_blocks(state.model)[0].drop_plan.dropped_blocks))
-
+    drops = At(Event.BEFORE_FORWARD, lambda state: tuple(stochastic_blocks(state.model)[0].drop_plan.dropped_blocks))
     train(
-        [StochasticDepth(drop_rate=0.5, drop_distribution="uniform")], device_train_microbatch_size=2, callbacks=Watch()
+        [StochasticDepth(drop_rate=0.5, drop_distribution="uniform")], device_train_microbatch_size=2, callbacks=drops
     )
+    patterns = drops.answers
     assert len(patterns) == 24
     assert patterns[0::2] == patterns[1::2]
     assert len(set(patterns)) > 4

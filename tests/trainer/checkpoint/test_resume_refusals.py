@@ -18,6 +18,7 @@ from etude.algorithms import LabelSmoothing, StochasticDepth
 from etude.engine import Algorithm, Callback, Event, LoggerDestination
 from etude.trainer import CheckpointError, CheckpointSaver
 from helpers.networks import LinearModel, vectors
+from helpers.recording import At, batch_number
 from helpers.resumable import BATCH_SIZE, NUM_STEPS, NoisyImages, differences, fit, make_model, rows_of
 from helpers.resumable import make_trainer as make_resnet_trainer
 
@@ -125,15 +126,10 @@ class TestWhereItStartsFrom:
     def test_a_finished_run_that_is_resumed_trains_nothing_and_has_the_same_results(self, tmp_path: Path) -> None:
         expected = fit(make_trainer(**SAVE_ALL, run_name="run"))
         rows, files = rows_of(tmp_path / "runs" / "run"), bytes_of(tmp_path / "saved")
-        steps: list[int] = []
-
-        class Watch(Callback):
-            def batch_start(self, state: Any, logger: Any) -> None:
-                steps.append(state.timestamp.batch)
-
-        resumed = make_trainer(**SAVE_ALL, run_name="run", autoresume=True, callbacks=Watch())
+        steps = At(Event.BATCH_START, batch_number)
+        resumed = make_trainer(**SAVE_ALL, run_name="run", autoresume=True, callbacks=steps)
         assert differences(expected, fit(resumed)) == []
-        assert steps == []
+        assert steps.answers == []
         assert rows_of(tmp_path / "runs" / "run") == rows
         assert bytes_of(tmp_path / "saved") == files
 
@@ -174,17 +170,9 @@ class TestWhereItStartsFrom:
 
     def test_load_events_are_announced_around_the_loading(self) -> None:
         fit(make_trainer(**SAVE_ALL))
-        seen: list[tuple[str, int]] = []
-
-        class Watch(Callback):
-            def before_load(self, state: Any, logger: Any) -> None:
-                seen.append(("before", state.timestamp.batch))
-
-            def after_load(self, state: Any, logger: Any) -> None:
-                seen.append(("after", state.timestamp.batch))
-
-        make_trainer(load_path="saved/ep0-ba4.pt", callbacks=Watch())
-        assert seen == [("before", 0), ("after", 4)]
+        before, after = At(Event.BEFORE_LOAD, batch_number), At(Event.AFTER_LOAD, batch_number)
+        make_trainer(load_path="saved/ep0-ba4.pt", callbacks=[before, after])
+        assert (before.answers, after.answers) == ([0], [4])
 
 
 def cut(content: bytes) -> bytes:

@@ -4,40 +4,24 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD
 
 from etude import Trainer
-from etude.engine import Callback, LoggerDestination, Time
+from etude.engine import Callback, Event, LoggerDestination, Time
 from etude.trainer import CheckpointSaver
 from etude.trainer.checkpoint.atomic import _machine
 from etude.trainer.checkpoint.file import read_checkpoint
 from etude.trainer.checkpoint.folder import newest_good
+from helpers.linear_training import make_linear_trainer as make_trainer
 from helpers.networks import LinearModel, vectors
+from helpers.recording import At
 
 BATCHES_PER_EPOCH = 6
-
-
-def make_trainer(model: LinearModel | None = None, *, max_duration: str = "2ep", **settings: Any) -> Trainer:
-    """Batches of four rows, six per epoch."""
-    torch.manual_seed(0)
-    model = LinearModel() if model is None else model
-    settings = {"eval_dataloader": None, **settings}
-    return Trainer(
-        model,
-        vectors(),
-        max_duration=max_duration,
-        optimizers=SGD(model.parameters(), lr=0.1, momentum=0.9),
-        device="cpu",
-        progress_bar=False,
-        **settings,
-    )
 
 
 def names(folder: Path) -> list[str]:
@@ -48,14 +32,6 @@ def names(folder: Path) -> list[str]:
 
 def pointer(folder: Path, name: str) -> str:
     return (folder / name).read_text().strip()
-
-
-class Note(Callback):
-    """Notes whatever a function says of the state at one event."""
-
-    def __init__(self, event: str, look: Callable[[Any], Any]) -> None:
-        self.seen: list[Any] = []
-        setattr(self, event, lambda state, logger: self.seen.append(look(state)))
 
 
 class TestWhen:
@@ -100,18 +76,18 @@ class TestWhen:
         assert [int(name[:-3].split("-ba")[1]) for name in names(tmp_path)] == sorted({0, *due, 9})
 
     def test_the_first_comes_before_the_first_step(self, tmp_path: Path) -> None:
-        note = Note("batch_start", lambda state: names(tmp_path))
+        note = At(Event.BATCH_START, lambda state: names(tmp_path))
         make_trainer(callbacks=note, save_folder=tmp_path).fit()
-        assert note.seen[0] == ["ep0-ba0.pt"]
+        assert note.answers[0] == ["ep0-ba0.pt"]
 
     def test_a_folder_that_cannot_be_written_fails_before_any_step(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        note = Note("batch_start", lambda state: None)
+        note = At(Event.BATCH_START, lambda state: None)
         model = LinearModel()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(OSError, match="file"):
             make_trainer(model, callbacks=note, save_folder=tmp_path / "file" / "folder").fit()
-        assert note.seen == []
+        assert note.answers == []
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     def test_no_moment_is_saved_twice(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,13 +339,13 @@ class Keeps(LoggerDestination):
 class TestWhatIsNotPlain:
     @pytest.mark.parametrize("argument", ["callbacks", "loggers"])
     def test_it_is_an_error_at_the_first_save_that_names_the_place(self, tmp_path: Path, argument: str) -> None:
-        note = Note("batch_start", lambda state: None)
+        note = At(Event.BATCH_START, lambda state: None)
         settings: dict[str, Any] = {"callbacks": [note], "loggers": []}
         settings[argument] = [*settings[argument], Keeps()]
         place = {"callbacks": r"callbacks\.1", "loggers": r"loggers\.0"}[argument]
         with pytest.raises(TypeError, match=rf"^{place}\.state\.things\.1\.path must be plain .*PosixPath") as caught:
             make_trainer(save_folder=tmp_path, **settings).fit()
-        assert note.seen == []
+        assert note.answers == []
         assert "while saving" in "".join(caught.value.__notes__)
         assert newest_good(tmp_path) is None
         assert list(tmp_path.iterdir()) == []

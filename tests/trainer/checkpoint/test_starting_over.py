@@ -10,21 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from etude import Callback, Logger, State, Trainer
 from etude.trainer import CheckpointSaver, distributed
 from etude.trainer.checkpoint import file as checkpoint_file
 from etude.trainer.checkpoint.shards import _check_place
+from helpers.linear_training import make_linear_trainer
 from helpers.networks import LinearModel, vectors
 
 
 def make_trainer(model: nn.Module | None = None, **settings: Any) -> Trainer:
-    torch.manual_seed(0)
-    model = LinearModel() if model is None else model
-    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
-    settings = {"max_duration": "2ep", "progress_bar": False, "optimizers": optimizer, **settings}
-    return Trainer(model, vectors(), vectors(num_samples=8), **settings)
+    return make_linear_trainer(model, **{"eval_dataloader": vectors(num_samples=8), **settings})
 
 
 def stop_at(batch: int) -> Callback:
