@@ -35,6 +35,7 @@ def test_torch_export_holds_the_network_for_any_batch(folded: nn.Module, tmp_pat
         assert torch.allclose(loaded(x), folded(x), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_onnx_holds_the_network_for_any_batch(folded: nn.Module, tmp_path: Path) -> None:
     cf.export_network(folded.train(), tmp_path / "network.onnx", "onnx", (3, 8, 8))

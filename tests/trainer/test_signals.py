@@ -75,10 +75,10 @@ class TestASignal:
         assert differences(expected, fit(save_folder="saved", autoresume=True, run_name="run")) == []
         assert [row["step"] for row in rows_of(Path("runs/run"))] == list(range(1, NUM_STEPS + 1))
 
-    def test_after_the_decision_of_a_step_ends_training_after_the_next(self, expected: dict[str, Any]) -> None:
+    def test_at_the_end_of_a_step_ends_training_there(self, expected: dict[str, Any]) -> None:
         with pytest.raises(TrainingInterrupted):
             fit(save_folder="saved", callbacks=Send(signal.SIGTERM, 3, Event.BATCH_END))
-        assert Path("saved/latest").read_text() == "ep0-ba4.pt\n"
+        assert Path("saved/latest").read_text() == "ep0-ba3.pt\n"
         assert differences(expected, fit(save_folder="saved", autoresume=True)) == []
 
     def test_in_the_last_step_of_an_epoch_leaves_the_end_of_the_epoch_to_the_resumed_run(
@@ -231,6 +231,7 @@ def signal_group(folder: Path, process: subprocess.Popen, *numbers: int) -> None
     (folder / "sent").touch()
 
 
+@pytest.mark.slow
 def test_processes_that_are_signalled_or_killed_go_on_to_the_same_end(tmp_path: Path) -> None:
     """Those that are not in each other's way run at the same time, since to start one takes seconds."""
     undisturbed = start(tmp_path / "undisturbed", "nothing")

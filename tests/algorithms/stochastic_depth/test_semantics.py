@@ -148,6 +148,7 @@ def test_a_model_that_is_checkpointed_as_a_whole_keeps_its_plan(method: str, use
         assert a is None or torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["block", "sample"])
 def test_compiled_blocks_are_compiled_once_whatever_is_drawn(method: str) -> None:
     torch._dynamo.reset()

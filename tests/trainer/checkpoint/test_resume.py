@@ -23,7 +23,9 @@ def checkpoints(folder: Path) -> list[Path]:
     )
 
 
-@pytest.mark.parametrize(("method", "num_workers"), [("block", 0), ("sample", 0), ("block", 2)])
+@pytest.mark.parametrize(
+    ("method", "num_workers"), [("block", 0), ("sample", 0), pytest.param("block", 2, marks=pytest.mark.slow)]
+)
 def test_a_resume_from_every_step_ends_as_the_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, num_workers: int
 ) -> None:

@@ -252,16 +252,17 @@ WRONG: dict[str, Any] = {
 
 class TestValues:
     @pytest.mark.parametrize("kind", WRONG)
+    @pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
     def test_a_wrong_one_is_a_valueerror_that_changes_nothing_or_is_taken(
-        self, contents: dict[str, Any], attempt: Attempt, kind: str
+        self, contents: dict[str, Any], attempt: Attempt, kind: str, every: int
     ) -> None:
         """Anywhere in a checkpoint: no other error, and no run that is half resumed."""
         wrong = WRONG[kind]
         chosen = [p for p in places(contents) if p and p != ("version",) and not (p[0] == "settings" and len(p) > 2)]
         assert len(chosen) > 100
-        chosen = chosen[:: 1 if kind in ("none", "text", "huge") else 4]
+        chosen = chosen[::every]
         refused = [p for p in chosen if attempt(changed(contents, p, lambda value: deepcopy(wrong))) is not None]
-        assert len(refused) > 20
+        assert len(refused) > 0.2 * len(chosen)
 
     @pytest.mark.parametrize(
         ("place", "value"),

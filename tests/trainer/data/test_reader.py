@@ -509,6 +509,7 @@ def test_workers_of_a_stream_ignore_the_signals_that_end_a_run() -> None:
     assert told.tolist() == [True, True]
 
 
+@pytest.mark.slow
 def test_python_ends_while_spawned_workers_wait() -> None:
     code = """if True:
         import torch
