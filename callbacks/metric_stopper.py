@@ -60,11 +60,13 @@ class MetricStopper(Callback):
         Raises:
             ValueError: If there is no such metric or no such data.
         """
-        if state.eval_dataloader is None:
+        if not state.evaluators:
             raise ValueError(f"{type(self).__name__} needs an eval_dataloader, got None")
-        if self.dataloader_label != "eval":
-            raise ValueError(f'dataloader_label must be "eval", got {self.dataloader_label!r}')
-        known = ["loss", *_metrics_of(state.model)]
+        evaluators = {evaluator.label: evaluator for evaluator in state.evaluators}
+        if self.dataloader_label not in evaluators:
+            labels = ", ".join(evaluators)
+            raise ValueError(f"dataloader_label must be one of {labels}, got {self.dataloader_label!r}")
+        known = ["loss", *evaluators[self.dataloader_label].select(_metrics_of(state.model))]
         if self.monitor not in known:
             raise ValueError(f"monitor must be one of {', '.join(known)}, got {self.monitor!r}")
         if self._has_stopped:
@@ -72,7 +74,7 @@ class MetricStopper(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Compare, and end the training if it is time."""
-        if self.should_stop(state.eval_metrics[self.metric], state):
+        if state.dataloader_label == self.dataloader_label and self.should_stop(self._value(state), state):
             self._has_stopped = True
             state.stop_training()
 
@@ -87,6 +89,12 @@ class MetricStopper(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._has_stopped = bool(state["has_stopped"])
+
+    def _value(self, state: State) -> float:
+        if self.metric not in state.eval_metrics:
+            known = ", ".join(state.eval_metrics)
+            raise ValueError(f"monitor must be a metric that is a number, one of {known}, got {self.metric!r}")
+        return state.eval_metrics[self.metric]
 
 
 def _metrics_of(model: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from .algorithm import Algorithm
 from .callback import Callback
 from .engine import Engine, Trace
+from .evaluator import Evaluator
 from .event import Event
 from .logger import Logger
 from .logger_destination import LoggerDestination
@@ -14,6 +15,7 @@ __all__ = [
     "Algorithm",
     "Callback",
     "Engine",
+    "Evaluator",
     "Event",
     "Logger",
     "LoggerDestination",

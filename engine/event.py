@@ -57,19 +57,22 @@ class Event(str, Enum):
 
         if standalone:
             # <EVAL_STANDALONE_START>
-        # <EVAL_START>
-        while True:
-            # <EVAL_BEFORE_DATALOADER>
-            batch = next_batch()
-            if batch is None:
-                break
-            # <EVAL_AFTER_DATALOADER>
-            # <EVAL_BATCH_START>
-            # <EVAL_BEFORE_FORWARD>
-            outputs = model(batch)
-            # <EVAL_AFTER_FORWARD>
-            # <EVAL_BATCH_END>
-        # <EVAL_END>
+        # <EVAL_BEFORE_ALL>
+        for evaluator in evaluators:
+            # <EVAL_START>
+            while True:
+                # <EVAL_BEFORE_DATALOADER>
+                batch = next_batch()
+                if batch is None:
+                    break
+                # <EVAL_AFTER_DATALOADER>
+                # <EVAL_BATCH_START>
+                # <EVAL_BEFORE_FORWARD>
+                outputs = model(batch)
+                # <EVAL_AFTER_FORWARD>
+                # <EVAL_BATCH_END>
+            # <EVAL_END>
+        # <EVAL_AFTER_ALL>
         if standalone:
             # <EVAL_STANDALONE_END>
 
@@ -78,7 +81,7 @@ class Event(str, Enum):
 
     - AFTER_LOAD, AFTER_DATALOADER, AFTER_FORWARD, AFTER_LOSS, AFTER_BACKWARD, AFTER_TRAIN_BATCH,
     - BATCH_END, EPOCH_END, FIT_END,
-    - EVAL_AFTER_DATALOADER, EVAL_AFTER_FORWARD, EVAL_BATCH_END, EVAL_END, EVAL_STANDALONE_END.
+    - EVAL_AFTER_DATALOADER, EVAL_AFTER_FORWARD, EVAL_BATCH_END, EVAL_END, EVAL_AFTER_ALL, EVAL_STANDALONE_END.
 
     Callbacks always run in their order. The value of an event is the name of the :class:`Callback` method that
     it calls.
@@ -109,6 +112,7 @@ class Event(str, Enum):
     FIT_END = "fit_end"
 
     EVAL_STANDALONE_START = "eval_standalone_start"
+    EVAL_BEFORE_ALL = "eval_before_all"
     EVAL_START = "eval_start"
     EVAL_BEFORE_DATALOADER = "eval_before_dataloader"
     EVAL_AFTER_DATALOADER = "eval_after_dataloader"
@@ -117,4 +121,5 @@ class Event(str, Enum):
     EVAL_AFTER_FORWARD = "eval_after_forward"
     EVAL_BATCH_END = "eval_batch_end"
     EVAL_END = "eval_end"
+    EVAL_AFTER_ALL = "eval_after_all"
     EVAL_STANDALONE_END = "eval_standalone_end"

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from .checks import check_int
 from .time import Timestamp
 
@@ -16,7 +18,8 @@ class Progress:
 
     Args:
         timestamp: What is finished.
-        eval_metrics: Results of the latest evaluation by name.
+        eval_metrics: Results of the latest evaluation that are numbers, by name.
+        eval_tensors: Results of the latest evaluation that are no numbers, such as confusion matrices, on the CPU.
         evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
         num_nonfinite_steps: How many steps in a row were skipped because loss or gradients were not finite; up to
             the latest step after `State.settle`.
@@ -26,6 +29,7 @@ class Progress:
 
     timestamp: Timestamp = field(default_factory=Timestamp)
     eval_metrics: dict[str, float] = field(default_factory=dict)
+    eval_tensors: dict[str, Tensor] = field(default_factory=dict)
     evaluated_at: int = -1
     num_nonfinite_steps: int = 0
     device_train_microbatch_size: int | None = None
@@ -35,6 +39,7 @@ class Progress:
         return {
             "timestamp": self.timestamp.state_dict(),
             "eval_metrics": dict(self.eval_metrics),
+            "eval_tensors": dict(self.eval_tensors),
             "evaluated_at": self.evaluated_at,
             "num_nonfinite_steps": self.num_nonfinite_steps,
             "device_train_microbatch_size": self.device_train_microbatch_size,
@@ -48,13 +53,17 @@ class Progress:
         """
         timestamp = _checked_timestamp(state["timestamp"])
         eval_metrics = {str(name): float(value) for name, value in state["eval_metrics"].items()}
+        eval_tensors = {str(name): value for name, value in state["eval_tensors"].items()}
+        if strangers := [name for name, value in eval_tensors.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"eval_tensors must hold tensors, got {eval_tensors[strangers[0]]!r:.100}")
         batch = int(timestamp.batch)
         evaluated_at = check_int("evaluated_at", state["evaluated_at"], ge=-1, le=batch)
         num_nonfinite_steps = check_int("num_nonfinite_steps", state["num_nonfinite_steps"], ge=0, le=batch)
         size = state["device_train_microbatch_size"]
         if size is not None:
             check_int("device_train_microbatch_size", size, ge=1, le=_MOST)
-        self.timestamp, self.eval_metrics, self.evaluated_at = timestamp, eval_metrics, evaluated_at
+        self.timestamp, self.evaluated_at = timestamp, evaluated_at
+        self.eval_metrics, self.eval_tensors = eval_metrics, eval_tensors
         self.num_nonfinite_steps, self.device_train_microbatch_size = num_nonfinite_steps, size
 
 

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .algorithm import Algorithm
 from .callback import Callback
 from .checks import check_int
+from .evaluator import Evaluator
 from .progress import Progress
 from .time import Time, TimeUnit
 
@@ -28,7 +29,8 @@ class State(Progress):
         model: The network that is trained.
         max_duration: When training ends, in epochs, batches or samples; None for evaluation only.
         train_dataloader: Yields the batches of an epoch.
-        eval_dataloader: Yields the batches of an evaluation.
+        eval_dataloader: Yields the batches of an evaluation; of several sets the one that is evaluated, or the first.
+        evaluators: All sets of evaluation data.
         optimizers: The optimizers, stepped once per batch.
         schedulers: The learning rate schedulers of torch.
         schedules: Learning rate schedules: functions of the state that give a factor of the initial learning rate.
@@ -40,7 +42,8 @@ class State(Progress):
         seed: The seed of the run, the same on all ranks.
         rank: Rank of this process, from 0.
         world_size: Number of processes of the run.
-        dataloader_label: Which data is read: ``"train"``, ``"eval"``, or None outside of both loops.
+        dataloader_label: Which data is read: ``"train"``, the label of an evaluation set, which is ``"eval"`` by
+            default, or None outside of both loops.
         batch: The current batch or microbatch, on the device.
         batch_fingerprint: A hash, below 2**32, of the samples of the batch over all ranks; 0 if unknown.
         batch_num_samples: Rows of the whole batch of this step, on this rank.
@@ -59,6 +62,7 @@ class State(Progress):
     max_duration: Time | None = None
     train_dataloader: Iterable[Any] | None = None
     eval_dataloader: Iterable[Any] | None = None
+    evaluators: Sequence[Evaluator] = ()
     optimizers: Sequence[Optimizer] = ()
     schedulers: Sequence[LRScheduler] = ()
     schedules: "Sequence[Callable[[State], float]]" = ()
@@ -91,7 +95,7 @@ class State(Progress):
     @property
     def dataloader_len(self) -> Time | None:
         """The length of the dataloader that `dataloader_label` names, in batches; None if it has none."""
-        is_eval = self.dataloader_label == "eval"
+        is_eval = self.dataloader_label != "train"
         length = _length(self.eval_dataloader) if is_eval else self.batches_per_epoch
         return None if self.dataloader_label is None or length is None else Time(length, TimeUnit.BATCH)
 

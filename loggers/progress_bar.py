@@ -73,7 +73,12 @@ class ProgressBar(LoggerDestination):
         if self._bar_class is not None:
             total = _length(state.eval_dataloader)
             self._eval_bar = self._bar_class(
-                desc="evaluation", total=total, unit="ba", file=sys.stderr, leave=False, position=self._bar is not None
+                desc=_evaluation(state),
+                total=total,
+                unit="ba",
+                file=sys.stderr,
+                leave=False,
+                position=self._bar is not None,
             )
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
@@ -86,10 +91,12 @@ class ProgressBar(LoggerDestination):
         if self._eval_bar is not None:
             self._eval_bar.close()
             self._eval_bar = None
-        results = "  ".join(f"{_short(name)} {value:.4f}" for name, value in state.eval_metrics.items())
+        label = state.dataloader_label or "eval"
+        values = {name: value for name, value in state.eval_metrics.items() if name.split("/")[1] == label}
+        results = "  ".join(f"{_short(name)} {value:.4f}" for name, value in values.items())
         mean = self._losses.mean()
         loss = "" if mean is None else f"  training loss {mean:.4f}"
-        line = f"epoch {state.timestamp.epoch}  batch {state.timestamp.batch}{loss}  evaluation: {results}"
+        line = f"epoch {state.timestamp.epoch}  batch {state.timestamp.batch}{loss}  {_evaluation(state)}: {results}"
         if self._bar_class is None:
             print(line, file=sys.stderr)
         else:
@@ -192,7 +199,12 @@ def _bar_class() -> Any:
 
 
 def _short(name: str) -> str:
-    return "loss" if name == "loss/eval/total" else name.split("/")[-1]
+    return "loss" if name.startswith("loss/") and name.endswith("/total") else name.split("/", 2)[-1]
+
+
+def _evaluation(state: State) -> str:
+    """What is evaluated, with the name of the data if it has one."""
+    return "evaluation" if state.dataloader_label in (None, "eval") else f"evaluation of {state.dataloader_label}"
 
 
 def _epoch_text(state: State) -> str:

@@ -116,7 +116,18 @@ def test_public_names_exist_once_and_are_documented(name: str) -> None:
 
 
 def test_the_face_is_what_the_readme_promises() -> None:
-    expected = {"Algorithm", "Callback", "Engine", "Event", "Logger", "LoggerDestination", "State", "Time", "TimeUnit"}
+    expected = {
+        "Algorithm",
+        "Callback",
+        "Engine",
+        "Evaluator",
+        "Event",
+        "Logger",
+        "LoggerDestination",
+        "State",
+        "Time",
+        "TimeUnit",
+    }
     assert set(etude.__all__) == expected | {"Timestamp", "Trace", "Trainer"}
     import etude.functional as cf
     from etude import algorithms, models

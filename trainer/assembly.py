@@ -1,8 +1,8 @@
 """The construction of a Trainer, in stages: `assemble` names them in order."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from ..engine import Callback, Engine, Event, Logger, LoggerDestination, State
+from ..engine import Callback, Engine, Evaluator, Event, Logger, LoggerDestination, State
 from ..loggers import FileLogger, ProgressBar
 from . import checks, distributed
 from .checkpoint.contents import restore, restore_weights
@@ -19,6 +19,7 @@ from .checkpoint.saver import CheckpointSaver
 from .data.reader import EpochReader
 from .distributed.batchnorm import convert_batchnorm
 from .distributed.parallelism import Synchronizer, parallelize
+from .evaluation import check_metric_names
 from .learning_rate import check_schedules
 from .options import Options, check_options
 from .precision import grad_scaler
@@ -38,7 +39,7 @@ class Assembly:
         engine: With the state and the logger.
         train_step: Makes one optimizer step.
         train_reader: Of the training data; None without any.
-        eval_reader: Of the evaluation data; None without any.
+        eval_readers: Of each set of evaluation data.
         saver: The callback that saves checkpoints; None without one.
         resumed: What ``restore_generators`` takes from the checkpoint that the run was resumed from; None if it
             was not.
@@ -48,7 +49,7 @@ class Assembly:
     engine: Engine
     train_step: TrainStep
     train_reader: EpochReader | None
-    eval_reader: EpochReader | None
+    eval_readers: list[tuple[Evaluator, EpochReader]]
     saver: CheckpointSaver | None
     resumed: dict[str, Any] | None
 
@@ -75,14 +76,14 @@ def assemble(arguments: Mapping[str, Any]) -> Assembly:
     engine = Engine(state, logger)
     with distributed.all_or_none():
         initialize(engine, options)
-        train_reader, eval_reader = open_readers(state, options)  # again: an algorithm may have replaced the data
+        train_reader, eval_readers = open_readers(state, options)  # again: an algorithm may have replaced the data
     state.settings = describe(state, options.for_settings())
     check_same_on_all_ranks(state.settings)
     synchronizer = parallelize(state, options.parallelism, find_unused_parameters=options.find_unused_parameters)
     load(engine, found)
     train_step = build_step(engine, options, synchronizer)
     resumed = None if found is None or found.weights_only else {"ranks": found.contents["ranks"]}
-    return Assembly(options, engine, train_step, train_reader, eval_reader, saver, resumed)
+    return Assembly(options, engine, train_step, train_reader, eval_readers, saver, resumed)
 
 
 def join_ranks(arguments: Mapping[str, Any]) -> torch.device:
@@ -111,7 +112,8 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
         model=options.model,
         max_duration=options.max_duration,
         train_dataloader=options.train_dataloader,
-        eval_dataloader=options.eval_dataloader,
+        eval_dataloader=options.eval_dataloader[0].dataloader if options.eval_dataloader else None,
+        evaluators=options.eval_dataloader,
         optimizers=options.optimizers,
         schedulers=options.torch_schedulers,
         schedules=options.schedules,
@@ -127,16 +129,28 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
     )
 
 
-def open_readers(state: State, options: Options) -> tuple[EpochReader | None, EpochReader | None]:
+def open_readers(state: State, options: Options) -> tuple[EpochReader | None, list[tuple[Evaluator, EpochReader]]]:
     """Readers of the training and of the evaluation data; a dataloader that cannot be read is refused."""
-    return open_train_reader(state, options), _open_reader(state, "eval_dataloader", for_training=False)
+    if len(state.evaluators) <= 1 and state.eval_dataloader is not None:  # which an algorithm may have replaced
+        (evaluator,) = state.evaluators or [Evaluator(label="eval", dataloader=state.eval_dataloader)]
+        state.evaluators = [replace(evaluator, dataloader=state.eval_dataloader)]
+    eval_readers = [(evaluator, open_eval_reader(state, evaluator)) for evaluator in state.evaluators]
+    return open_train_reader(state, options), eval_readers
+
+
+def open_eval_reader(state: State, evaluator: Evaluator) -> EpochReader:
+    """A reader of a set of evaluation data."""
+    name = "eval_dataloader" if evaluator.label == "eval" else f"eval_dataloader {evaluator.label!r}"
+    return _open_reader(state, evaluator.dataloader, name, for_training=False)
 
 
 def open_train_reader(state: State, options: Options) -> EpochReader | None:
     """A reader of the training data; None without any."""
     has_equal_steps = options.parallelism == "fsdp" or options.sync_batchnorm
     equal_shares = has_equal_steps and state.device_train_microbatch_size is not None
-    return _open_reader(state, "train_dataloader", for_training=True, equal_shares=equal_shares)
+    if state.train_dataloader is None:
+        return None
+    return _open_reader(state, state.train_dataloader, "train_dataloader", for_training=True, equal_shares=equal_shares)
 
 
 def find_start(options: Options, saver: CheckpointSaver | None) -> Found | None:
@@ -173,6 +187,7 @@ def initialize(engine: Engine, options: Options) -> None:
     for name in ("train_dataloader", "eval_dataloader"):
         if getattr(state, name) is not None:
             checks.check_dataloader(name, getattr(state, name))
+    check_metric_names(state.model, state.evaluators)
     if state.train_dataloader is not None and not state.optimizers:
         state.optimizers = (default_optimizer(state.model),)
 
@@ -219,10 +234,9 @@ def default_optimizer(model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def _open_reader(state: State, name: str, *, for_training: bool, equal_shares: bool = False) -> EpochReader | None:
-    dataloader = getattr(state, name)
-    if dataloader is None:
-        return None
+def _open_reader(
+    state: State, dataloader: Iterable[Any], name: str, *, for_training: bool, equal_shares: bool = False
+) -> EpochReader:
     return EpochReader(
         dataloader,
         name=name,

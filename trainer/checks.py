@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..engine import Time, TimeUnit, as_time
+from ..engine import Evaluator, Time, TimeUnit, as_time
 from ..engine.checks import check_int, check_number
 
 T = TypeVar("T")
@@ -200,6 +200,26 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
                 f"optimizers must hold parameters of the model only, {type(optimizer).__name__} holds {strangers} of "
                 f"{len(parameters)} that are not among those of {type(model).__name__}"
             )
+
+
+def as_evaluators(name: str, value: Any) -> tuple[Evaluator, ...]:
+    """One dataloader, a dictionary of names to dataloaders, an `Evaluator` or several: as a tuple of evaluators."""
+    if isinstance(value, Evaluator):
+        evaluators = [value]
+    elif isinstance(value, Mapping):
+        if not value:
+            raise ValueError(f"{name} must be at least one dataloader, got an empty dictionary")
+        evaluators = [Evaluator(label=label, dataloader=dataloader) for label, dataloader in value.items()]
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(item, Evaluator) for item in value):
+        evaluators = list(value)
+    else:
+        evaluators = [] if value is None else [Evaluator(label="eval", dataloader=check_dataloader(name, value))]
+    for evaluator in evaluators:
+        check_dataloader(name if evaluator.label == "eval" else f"{name} {evaluator.label!r}", evaluator.dataloader)
+    labels = [evaluator.label for evaluator in evaluators]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"{name} must have a different label for each dataloader, got {twice[0]!r} twice")
+    return tuple(evaluators)
 
 
 def as_schedulers(name: str, value: Any) -> tuple[LRScheduler | Callable[[Any], float], ...]:

@@ -1,13 +1,13 @@
 """Evaluation: the mean loss and the metrics over all samples of all ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..engine import Engine, Event
+from ..engine import Engine, Evaluator, Event
 from . import distributed
 from .checks import check_loss
 from .data.batches import read_batches
@@ -16,56 +16,107 @@ from .precision import Precision, autocast
 from .weights import check_same_weights
 
 
-def evaluate(engine: Engine, reader: EpochReader, precision: Precision) -> None:
-    """Evaluate the model in the engine's state, with all events on the way.
+def evaluate(engine: Engine, readers: Sequence[tuple[Evaluator, EpochReader]], precision: Precision) -> None:
+    """Evaluate the model in the engine's state on every set of evaluation data, with all events on the way.
 
-    Every sample counts once, on however many ranks. ``state.eval_metrics`` then has the results.
+    Every sample counts once, on however many ranks. ``state.eval_metrics`` then has the numbers and
+    ``state.eval_tensors`` the results that are no numbers. Metrics are reset first, so that a model may return the same
+    objects each time. If the model has ``eval_forward(batch)``, it is called in place of ``forward``, and there is no
+    loss, as in Composer.
 
     Args:
-        engine: Told of every event.
-        reader: Of the evaluation data.
+        engine: Runs the events.
+        readers: The sets, each with a reader of its data.
         precision: Dtype of the forward pass.
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If a set has no batch.
         TypeError: If there are several ranks and a metric is no torchmetrics one, which could be reduced over them.
         RuntimeError: If the weights differ between ranks that hold copies of them.
     """
+    state = engine.state
+    check_same_weights(state.model, state.timestamp.batch)
+    distributed.copy_from_rank_zero(state.model.buffers())  # each rank's BatchNorm has seen its own rows
+    before = state.batch, state.batch_num_samples, state.global_batch_num_samples
+    label_before, dataloader_before = state.dataloader_label, state.eval_dataloader
+    state.eval_metrics, state.eval_tensors = {}, {}
+    with _evaluation_mode(state.model), torch.no_grad():
+        engine.run_event(Event.EVAL_BEFORE_ALL)
+        for evaluator, reader in readers:
+            state.dataloader_label, state.eval_dataloader = evaluator.label, evaluator.dataloader
+            _evaluate_set(engine, evaluator, reader, precision)
+        state.evaluated_at = state.timestamp.batch.value
+        state.dataloader_label, state.eval_dataloader = label_before, dataloader_before
+        engine.run_event(Event.EVAL_AFTER_ALL)
+    state.batch, state.batch_num_samples, state.global_batch_num_samples = before
+
+
+def check_metric_names(model: Any, evaluators: Sequence[Evaluator]) -> None:
+    """Refuse evaluators that select metrics which the model does not have.
+
+    Raises:
+        ValueError: It names the selection and the metrics of the model.
+    """
+    for evaluator in evaluators:
+        if evaluator.metric_names is not None:
+            evaluator.select(_metrics_of(model))
+
+
+def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, precision: Precision) -> None:
     state, run_event = engine.state, engine.run_event
     model: Any = state.model
-    check_same_weights(model, state.timestamp.batch)
-    metrics = _metrics(model, state.device)
-    distributed.copy_from_rank_zero(model.buffers())  # each rank's BatchNorm has seen its own rows
+    metrics = _prepare_metrics(model, evaluator, state.device)
+    has_own_forward = callable(getattr(model, "eval_forward", None))
+    forward = model.eval_forward if has_own_forward else model
     loss, count = torch.zeros((), device=state.device), 0
-    before = state.batch, state.batch_num_samples, state.global_batch_num_samples, state.dataloader_label
-    state.dataloader_label = "eval"
-    with _evaluation_mode(model), torch.no_grad():
-        run_event(Event.EVAL_START)
-        for _ in read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER):
-            run_event(Event.EVAL_BATCH_START)
-            with autocast(precision, state.device):
-                run_event(Event.EVAL_BEFORE_FORWARD)
-                state.outputs = model(state.batch)
-                run_event(Event.EVAL_AFTER_FORWARD)
+    run_event(Event.EVAL_START)
+    for _ in read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER):
+        run_event(Event.EVAL_BATCH_START)
+        with autocast(precision, state.device):
+            run_event(Event.EVAL_BEFORE_FORWARD)
+            state.outputs = forward(state.batch)
+            run_event(Event.EVAL_AFTER_FORWARD)
+            if not has_own_forward:
                 loss += check_loss(model.loss(state.outputs, state.batch)) * state.batch_num_samples
-            count += state.batch_num_samples
-            for metric in metrics.values():
-                model.update_metric(state.batch, state.outputs, metric)
-            run_event(Event.EVAL_BATCH_END)
-        if count == 0:
-            raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
-        total, samples = distributed.sum_over_ranks([float(loss), count])
-        results = {f"metrics/eval/{name}": float(metric.compute()) for name, metric in metrics.items()}
-        # Ranks act on these numbers, so they must be the same to the last bit.
-        state.eval_metrics = distributed.from_rank_zero({"loss/eval/total": total / samples, **results})
-        state.evaluated_at = state.timestamp.batch.value
-        engine.logger.log_metrics(state.eval_metrics)
-        run_event(Event.EVAL_END)
-    state.batch, state.batch_num_samples, state.global_batch_num_samples, state.dataloader_label = before
+        count += state.batch_num_samples
+        for metric in metrics.values():
+            model.update_metric(state.batch, state.outputs, metric)
+        run_event(Event.EVAL_BATCH_END)
+    if count == 0:
+        raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
+    numbers, tensors = {}, {}
+    total, samples = distributed.sum_over_ranks([float(loss), count])
+    if not has_own_forward:
+        numbers[f"loss/{evaluator.label}/total"] = total / samples
+    for name, metric in metrics.items():
+        for full_name, value in _flatten(f"metrics/{evaluator.label}/{name}", metric.compute()):
+            if value.numel() == 1:
+                numbers[full_name] = float(value)
+            else:
+                tensors[full_name] = value.detach().cpu()
+    # Ranks act on these numbers, so they must be the same to the last bit.
+    numbers, tensors = distributed.from_rank_zero((numbers, tensors))
+    state.eval_metrics.update(numbers)
+    state.eval_tensors.update(tensors)
+    engine.logger.log_metrics(numbers)
+    run_event(Event.EVAL_END)
 
 
-def _metrics(model: Any, device: torch.device) -> dict[str, Any]:
-    metrics = model.get_metrics(is_train=False) if hasattr(model, "get_metrics") else {}
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in the result of a metric, which may be a dictionary or a tuple of them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flatten(f"{name}/{key}", item)
+    elif isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
+        for index, item in enumerate(value):
+            yield from _flatten(f"{name}/{index}", item)
+    else:
+        yield name, torch.as_tensor(value)
+
+
+def _prepare_metrics(model: Any, evaluator: Evaluator, device: torch.device) -> dict[str, Any]:
+    metrics = _metrics_of(model)
+    metrics = {name: metrics[name] for name in evaluator.select(metrics)}
     if metrics and distributed.world_size() > 1:
         from torchmetrics import Metric  # takes seconds to import
 
@@ -74,7 +125,15 @@ def _metrics(model: Any, device: torch.device) -> dict[str, Any]:
                 raise TypeError(
                     f"metrics must be torchmetrics.Metric on several ranks, {name} is a {type(metric).__name__}"
                 )
-    return {name: metric.to(device) for name, metric in metrics.items()}
+    metrics = {name: metric.to(device) for name, metric in metrics.items()}
+    for metric in metrics.values():
+        if hasattr(metric, "reset"):
+            metric.reset()
+    return metrics
+
+
+def _metrics_of(model: Any) -> dict[str, Any]:
+    return dict(model.get_metrics(is_train=False)) if hasattr(model, "get_metrics") else {}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Algorithm, Callback, LoggerDestination, State, Time
+from ..engine import Algorithm, Callback, Evaluator, LoggerDestination, State, Time
 from . import checks
 from .distributed.parallelism import Parallelism, check_parallelism
 from .precision import Precision
@@ -57,6 +57,16 @@ def _names(things: Sequence[Any]) -> list[str]:
     return [type(thing).__name__ for thing in things]
 
 
+def _describe_evaluators(evaluators: Sequence[Evaluator]) -> dict[str, Any]:
+    return {
+        evaluator.label: {
+            "dataloader": describe_dataloader(evaluator.dataloader),
+            "metric_names": None if evaluator.metric_names is None else list(evaluator.metric_names),
+        }
+        for evaluator in evaluators
+    }
+
+
 def _each(kind: type) -> Callable[[str, Any], Any]:
     return partial(checks.as_sequence, kind=kind)
 
@@ -73,9 +83,7 @@ class Options:
     train_dataloader: Annotated[
         Iterable[Any] | None, Rule(_optional(checks.check_dataloader), on_resume="must match", describe=None)
     ]
-    eval_dataloader: Annotated[
-        Iterable[Any] | None, Rule(_optional(checks.check_dataloader), describe=describe_dataloader)
-    ]
+    eval_dataloader: Annotated[tuple[Evaluator, ...], Rule(checks.as_evaluators, describe=_describe_evaluators)]
     max_duration: Annotated[Time | None, Rule(_optional(checks.check_duration), on_resume="may change", describe=None)]
     algorithms: Annotated[tuple[Algorithm, ...], Rule(_each(Algorithm), on_resume="must match", describe=None)]
     optimizers: Annotated[tuple[Optimizer, ...], Rule(_each(Optimizer), on_resume="must match", describe=None)]

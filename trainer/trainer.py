@@ -2,17 +2,17 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..engine import Algorithm, Callback, Event, LoggerDestination, State, Time, TimeUnit
+from ..engine import Algorithm, Callback, Evaluator, Event, LoggerDestination, State, Time, TimeUnit
 from .assembly import assemble
 from .checkpoint.contents import restore_generators
 from .data.batches import read_batches
@@ -41,7 +41,8 @@ class Trainer:
         model: What to train. It is changed in place.
         train_dataloader: Yields the batches of an epoch: tensors, or tuples, lists and dictionaries
             of them, with one row per sample. Its batch size is that of all ranks together.
-        eval_dataloader: Yields the batches of an evaluation.
+        eval_dataloader: Yields the batches of an evaluation. For several sets of data a dictionary of their names and
+            dataloaders, or a list of `Evaluator` objects.
         max_duration: How long to train: ``"3ep"``, ``"100ba"``, ``"6400sp"`` or a `Time`.
         algorithms: What changes training; they act in this order.
         optimizers: One or several; by default AdamW with its torch defaults, which is announced.
@@ -87,7 +88,7 @@ class Trainer:
         self,
         model: nn.Module,
         train_dataloader: Iterable[Any] | None = None,
-        eval_dataloader: Iterable[Any] | None = None,
+        eval_dataloader: Iterable[Any] | Mapping[str, Iterable[Any]] | Evaluator | Sequence[Evaluator] | None = None,
         max_duration: str | Time | None = None,
         algorithms: Algorithm | Sequence[Algorithm] = (),
         optimizers: Optimizer | Sequence[Optimizer] = (),
@@ -124,7 +125,7 @@ class Trainer:
         self._saver = parts.saver
         self._step = parts.train_step
         self._train_reader = parts.train_reader
-        self._eval_reader = parts.eval_reader
+        self._eval_readers = parts.eval_readers
         self._resumed = parts.resumed
 
     def fit(self) -> None:
@@ -156,23 +157,23 @@ class Trainer:
             self._close_after(error)
             raise
 
-    def eval(self) -> dict[str, float]:
+    def eval(self) -> dict[str, float | Tensor]:
         """Evaluate on `eval_dataloader`.
 
         Returns:
-            The metrics by name.
+            The loss and the metrics by name: numbers, and tensors on the CPU for metrics that are no numbers.
 
         Raises:
             ValueError: If there is no data to evaluate on.
             RuntimeError: If the Trainer is closed.
         """
-        if self._eval_reader is None:
+        if not self._eval_readers:
             raise ValueError("eval_dataloader must be given to evaluate, got None")
         self._check_open("eval")
         self.engine.run_event(Event.EVAL_STANDALONE_START)
-        evaluate(self.engine, self._eval_reader, self._options.precision)
+        evaluate(self.engine, self._eval_readers, self._options.precision)
         self.engine.run_event(Event.EVAL_STANDALONE_END)
-        return self.state.eval_metrics
+        return {**self.state.eval_metrics, **self.state.eval_tensors}
 
     def close(self) -> None:
         """Close all callbacks and loggers. The Trainer cannot fit or evaluate any more.
@@ -194,7 +195,7 @@ class Trainer:
         while not state.is_finished or state.is_at_end_of_epoch:
             self._train_epoch(listener)
         self._step.settle()
-        if self._eval_reader is not None and state.evaluated_at != state.timestamp.batch:
+        if self._eval_readers and state.evaluated_at != state.timestamp.batch:
             self._evaluate()
         run_event(Event.FIT_END)
         if listener is not None and listener.received:  # after the last step: there is nothing to agree on
@@ -235,13 +236,12 @@ class Trainer:
         run_event(Event.EPOCH_CHECKPOINT)
 
     def _evaluate(self) -> None:
-        assert self._eval_reader is not None, "only due where there is data"
         self._step.settle()
-        evaluate(self.engine, self._eval_reader, self._options.precision)
+        evaluate(self.engine, self._eval_readers, self._options.precision)
 
     def _is_due(self, unit: TimeUnit) -> bool:
         state, interval = self.state, self._options.eval_interval
-        if self._eval_reader is None or interval.unit is not unit:
+        if not self._eval_readers or interval.unit is not unit:
             return False
         return state.timestamp.get(unit).value % interval.value == 0
 

@@ -48,7 +48,7 @@ def told_by_the_text(interval: str, resuming: bool = False) -> list[str]:
     """2 epochs of 2 batches of 2 microbatches, and evaluations of 3 batches."""
     log: list[str] = []
     model = StubModel(log)
-    evaluation = {"model": model, "next_batch": feed(3), "standalone": False}
+    evaluation = {"model": model, "next_batch": feed(3), "evaluators": range(1), "standalone": False}
     run_block(
         BLOCKS[0],
         log,
@@ -132,9 +132,21 @@ def test_standalone_evaluation_does_exactly_what_the_text_says():
     done.clear()
     trainer.eval()
     told: list[str] = []
-    run_block(BLOCKS[1], told, model=StubModel(told), next_batch=feed(3), standalone=True)
+    run_block(BLOCKS[1], told, model=StubModel(told), next_batch=feed(3), evaluators=range(1), standalone=True)
     assert told[0] == "EVAL_STANDALONE_START"
     assert told[-1] == "EVAL_STANDALONE_END"
+    assert done == told
+
+
+def test_several_sets_of_data_are_evaluated_as_the_text_says() -> None:
+    done: list[str] = []
+    model = NotingModel(done)
+    data = {"a": vectors(12, 4), "b": vectors(12, 4)}
+    trainer = Trainer(model, eval_dataloader=data, callbacks=listener(done), device="cpu", progress_bar=False)
+    done.clear()
+    trainer.eval()
+    told: list[str] = []
+    run_block(BLOCKS[1], told, model=StubModel(told), next_batch=feed(3), evaluators=range(2), standalone=True)
     assert done == told
 
 

@@ -42,7 +42,7 @@ BAD = [
     ("train_dataloader", [], ValueError, "train_dataloader must yield at least one batch, its length is 0"),
     ("train_dataloader", {"a": images()}, TypeError, "train_dataloader must be an iterable of batches, got a dict"),
     ("eval_dataloader", 3, TypeError, "eval_dataloader must be an iterable of batches, got 3"),
-    ("eval_dataloader", {"a": images()}, TypeError, "eval_dataloader must be an iterable of batches, got a dict"),
+    ("eval_dataloader", {"a": 3}, TypeError, "eval_dataloader 'a' must be an iterable of batches, got 3"),
     ("eval_dataloader", [images()], TypeError, "eval_dataloader must be one dataloader, got a list of several"),
     ("eval_dataloader", "digits", TypeError, "eval_dataloader must be an iterable of batches, got a str"),
     ("eval_dataloader", [], ValueError, "eval_dataloader must yield at least one batch, its length is 0"),
@@ -114,7 +114,7 @@ BAD = [
         ValueError,
         "optimizers must hold parameters of the model only, SGD holds 2 of 2",
     ),
-    ("schedulers", 3, TypeError, "schedulers must be LRScheduler objects, got 3"),
+    ("schedulers", 3, TypeError, "schedulers must be LRScheduler objects or functions of the state, got 3"),
     (
         "schedulers",
         StepLR(foreign_optimizer(), 1),

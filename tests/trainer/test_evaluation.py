@@ -1,118 +1,249 @@
-"""When the model is evaluated and what that measures."""
+"""Sets of evaluation data, and metrics of any shape that start anew at each evaluation."""
 
-import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.optim import SGD
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from etude.engine import Event, Time
-from helpers.networks import Stream, classifier, linear_model, tiny_resnet, vectors
-from helpers.recording import LOSS, At, CPUTrainer, Keep, batch_number, raising
+from etude import Algorithm, Callback, Evaluator, Event, Logger, State, Trainer
+from etude.callbacks import EarlyStopper
+from etude.loggers import InMemoryLogger
+from etude.trainer.checkpoint import CheckpointSaver
+from helpers.networks import LinearModel, vectors
 
 
-class TestEvaluationInterval:
-    """6 batches per epoch."""
+class Oracle(nn.Module):
+    """Predicts the class that is the index of the largest of the first three inputs, or of the smallest."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = nn.Parameter(torch.tensor(sign))
+        self.metrics: dict[str, Metric] = {
+            "accuracy": MulticlassAccuracy(3, average="micro"),
+            "confusion": MulticlassConfusionMatrix(3),
+            "of_classes": MulticlassAccuracy(3, average=None),
+        }
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.sign * batch[0][:, :3]
+
+    def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch[1])
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        return self.metrics  # the same objects each time, as Composer documents it
+
+    def update_metric(self, batch: tuple[Tensor, Tensor], outputs: Tensor, metric: Metric) -> None:
+        metric.update(outputs, batch[1])
+
+
+def data(num_samples: int = 12, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Batches of 4 that `Oracle` classifies without an error, and its negative never."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, 3, (num_samples,), generator=generator)
+    inputs = nn.functional.one_hot(targets, 8).float()
+    return list(zip(inputs.split(4), targets.split(4), strict=True))
+
+
+def make_trainer(model: nn.Module, eval_dataloader: Any, **settings: Any) -> Trainer:
+    return Trainer(model, eval_dataloader=eval_dataloader, progress_bar=False, device="cpu", **settings)
+
+
+class TestMetrics:
+    def test_a_perfect_model_and_its_negative_with_the_same_metric_objects(self) -> None:
+        model = Oracle()
+        trainer = make_trainer(model, data())
+        assert trainer.eval()["metrics/eval/accuracy"] == 1.0
+        with torch.no_grad():
+            model.sign.neg_()
+        assert trainer.eval()["metrics/eval/accuracy"] == 0.0
+
+    def test_results_that_are_no_numbers_are_returned_and_kept_but_not_logged(self) -> None:
+        kept = InMemoryLogger()
+        trainer = make_trainer(Oracle(), data(), loggers=kept)
+        results = trainer.eval()
+        counts = torch.bincount(torch.cat([targets for _, targets in data()]), minlength=3)
+        torch.testing.assert_close(results["metrics/eval/confusion"], torch.diag(counts))
+        assert set(trainer.state.eval_tensors) == {"metrics/eval/confusion", "metrics/eval/of_classes"}
+        assert set(trainer.state.eval_metrics) == {"loss/eval/total", "metrics/eval/accuracy"} == set(kept.data)
+
+    def test_results_that_are_dictionaries_and_tuples_are_logged_by_part(self) -> None:
+        class Parts(LinearModel):
+            def get_metrics(self, is_train: bool) -> dict[str, Any]:
+                return {
+                    "map": Fixed({"50": torch.tensor(0.5), "75": 0.25}),
+                    "curve": Fixed((torch.ones(2), torch.ones(()))),
+                }
+
+            def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None: ...
+
+        class Fixed:
+            def __init__(self, value: Any) -> None:
+                self.value = value
+
+            def to(self, device: torch.device) -> "Fixed":
+                return self
+
+            def compute(self) -> Any:
+                return self.value
+
+        trainer = make_trainer(Parts(), vectors(8))
+        trainer.eval()
+        assert (
+            trainer.state.eval_metrics.items()
+            >= {
+                "metrics/eval/map/50": 0.5,
+                "metrics/eval/map/75": 0.25,
+                "metrics/eval/curve/1": 1.0,
+            }.items()
+        )
+        assert set(trainer.state.eval_tensors) == {"metrics/eval/curve/0"}
+
+    def test_they_are_in_a_checkpoint(self, tmp_path: Path) -> None:
+        def fit(**settings: Any) -> State:
+            model = Oracle()
+            optimizer = SGD(model.parameters(), lr=0.1)
+            trainer = Trainer(
+                model,
+                data(),
+                data(8, seed=1),
+                "2ep",
+                optimizers=optimizer,
+                save_folder=tmp_path,
+                progress_bar=False,
+                device="cpu",
+                **settings,
+            )
+            trainer.fit()
+            trainer.close()
+            return trainer.state
+
+        first = fit()
+        resumed = fit(autoresume=True)
+        assert resumed.eval_metrics == first.eval_metrics
+        assert resumed.eval_tensors.keys() == first.eval_tensors.keys()
+        for name, value in first.eval_tensors.items():
+            assert torch.equal(resumed.eval_tensors[name], value)
+
+    def test_a_model_with_eval_forward_is_not_asked_for_a_loss(self) -> None:
+        class Own(Oracle):
+            def eval_forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+                return -self.forward(batch)
+
+            def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+                raise AssertionError("called")
+
+        results = make_trainer(Own(), data()).eval()
+        assert results["metrics/eval/accuracy"] == 0.0
+        assert "loss/eval/total" not in results
+
+
+class TestSets:
+    GOOD, BAD = data(seed=1), [(-inputs, targets) for inputs, targets in data(8, seed=2)]
 
     @pytest.mark.parametrize(
-        ("max_duration", "interval", "evaluated_at"),
+        "given",
         [
-            ("3ep", None, [6, 12, 18]),
-            ("3ep", "1ep", [6, 12, 18]),
-            ("3ep", "2ep", [12, 18]),
-            ("4ep", Time(2, "ep"), [12, 24]),
-            ("1ep", "5ep", [6]),
-            ("2ep", "4ba", [4, 8, 12]),
-            ("2ep", "5ba", [5, 10, 12]),
-            ("1ep", "1ba", [1, 2, 3, 4, 5, 6]),
-            ("8ba", "1ep", [6, 8]),
-            ("8ba", "4ba", [4, 8]),
-            ("8ba", "100ba", [8]),
-            ("30sp", "3ba", [3, 6, 8]),
+            {"good": GOOD, "bad": BAD},
+            [Evaluator(label="good", dataloader=GOOD), Evaluator(label="bad", dataloader=BAD)],
         ],
     )
-    def test_evaluation_happens_when_it_is_due_and_at_the_end(self, max_duration, interval, evaluated_at):
-        starts = At(Event.EVAL_START, batch_number)
-        CPUTrainer(
-            linear_model(), vectors(24, 4), vectors(8, 4), max_duration, eval_interval=interval, callbacks=starts
-        ).fit()
-        assert starts.answers == evaluated_at
+    def test_each_set_has_results_of_its_own(self, given: Any) -> None:
+        results = make_trainer(Oracle(), given).eval()
+        assert results["metrics/good/accuracy"] == 1.0
+        assert results["metrics/bad/accuracy"] == 0.0
+        for label, batches in (("good", self.GOOD), ("bad", self.BAD)):
+            alone = make_trainer(Oracle(), batches).eval()
+            assert results[f"loss/{label}/total"] == alone["loss/eval/total"]
 
-    def test_without_evaluation_data_training_does_without(self):
-        starts, ends = At(Event.EVAL_START, batch_number), At(Event.FIT_END, batch_number)
-        CPUTrainer(linear_model(), vectors(), None, "1ep", callbacks=[starts, ends]).fit()
-        assert starts.answers == []
-        assert ends.answers == [6]
+    def test_metrics_are_selected_by_name(self) -> None:
+        evaluators = [
+            Evaluator(label="a", dataloader=self.GOOD, metric_names=["acc.*", "confusion"]),
+            Evaluator(label="b", dataloader=self.GOOD, metric_names=[]),
+        ]
+        results = make_trainer(Oracle(), evaluators).eval()
+        assert set(results) == {"loss/a/total", "metrics/a/accuracy", "metrics/a/confusion", "loss/b/total"}
 
-    def test_results_are_logged_under_the_number_of_finished_batches(self):
-        keep = Keep()
-        CPUTrainer(linear_model(), vectors(24, 4), vectors(8, 4), "9ba", loggers=keep).fit()
-        assert [step for step, _ in keep.column(LOSS)] == [6, 9]
+    def test_the_state_says_which_set_is_evaluated(self) -> None:
+        seen: list[Any] = []
 
+        class Watch(Callback):
+            def eval_before_all(self, state: State, logger: Logger) -> None:
+                seen.append(("before", state.dataloader_label, dict(state.eval_metrics)))
 
-class TestEvaluation:
-    def test_loss_and_metrics_are_those_of_all_samples_together(self):
-        """22 samples in batches of 4, the last one of 2: a mean of the batch means would be another number."""
-        model, loader = classifier(), vectors(22, 4)
-        inputs, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
-        logits = model.module(inputs)
-        results = CPUTrainer(model, eval_dataloader=loader).eval()
-        mean_of_means = np.mean([model.loss(model(batch), batch).item() for batch in loader])
-        assert set(results) == {LOSS, "metrics/eval/MulticlassAccuracy"}
-        assert results[LOSS] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-6)
-        assert results[LOSS] != pytest.approx(mean_of_means, rel=1e-4)
-        accuracy = float((logits.argmax(1) == targets).float().mean())
-        assert 0 < accuracy < 1
-        assert results["metrics/eval/MulticlassAccuracy"] == pytest.approx(accuracy)
+            def eval_start(self, state: State, logger: Logger) -> None:
+                seen.append((state.dataloader_label, int(state.dataloader_len), state.eval_dataloader))  # type: ignore[arg-type]
 
-    def test_a_model_without_metrics_gets_its_loss_only(self):
-        assert set(CPUTrainer(linear_model(), eval_dataloader=vectors()).eval()) == {LOSS}
+            def eval_after_all(self, state: State, logger: Logger) -> None:
+                seen.append(("after", state.dataloader_label, len(state.eval_metrics)))
 
-    def test_each_evaluation_begins_anew(self):
-        trainer = CPUTrainer(classifier(), eval_dataloader=vectors(22, 4))
-        assert trainer.eval() == trainer.eval()
+        trainer = make_trainer(Oracle(), {"good": self.GOOD, "bad": self.BAD}, callbacks=Watch())
+        trainer.eval()
+        first, good, bad, last = seen
+        assert first == ("before", None, {})
+        assert (good[0], good[1], good[2] is self.GOOD) == ("good", 3, True)
+        assert (bad[0], bad[1], bad[2] is self.BAD) == ("bad", 2, True)
+        assert last == ("after", None, 4)
+        assert trainer.state.eval_dataloader is self.GOOD
 
-    def test_the_model_is_in_evaluation_mode_and_needs_no_gradient(self):
-        modes = At(
-            Event.EVAL_AFTER_FORWARD,
-            lambda state: ({module.training for module in state.model.modules()}, state.outputs.requires_grad),
+    def test_the_best_checkpoint_and_a_stopper_look_at_one_set(self, tmp_path: Path) -> None:
+        model = Oracle()
+        saver = CheckpointSaver(tmp_path, best="max:metrics/good/accuracy")
+        trainer = Trainer(
+            model,
+            data(),
+            {"bad": self.BAD, "good": self.GOOD},
+            "5ep",
+            optimizers=SGD(model.parameters(), lr=1e-6),
+            callbacks=[saver, EarlyStopper("accuracy", "good", patience=1)],
+            progress_bar=False,
+            device="cpu",
         )
-        CPUTrainer(linear_model(), vectors(), vectors(8, 4), "1ep", callbacks=modes).fit()
-        assert modes.answers == [({False}, False)] * 2
+        trainer.fit()
+        trainer.close()
+        assert trainer.state.timestamp == "3ep"
 
-    @pytest.mark.parametrize("training", [True, False])
-    @pytest.mark.parametrize("frozen", [True, False])
-    def test_every_module_comes_back_in_its_own_mode(self, training, frozen):
-        model = tiny_resnet().train(training)
-        if frozen:
-            model.module[2].train(not training)
-        before = [module.training for module in model.modules()]
-        images = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))]
-        CPUTrainer(model, eval_dataloader=images).eval()
-        assert [module.training for module in model.modules()] == before
+    def test_an_algorithm_may_replace_the_data_of_the_only_set(self) -> None:
+        class Replace(Algorithm):
+            def match(self, event: Event, state: State) -> bool:
+                return event is Event.INIT
 
-    def test_every_module_comes_back_in_its_own_mode_after_an_exception(self):
-        model = linear_model()
-        model.linear.eval()
-        trainer = CPUTrainer(model, eval_dataloader=vectors(), callbacks=raising(Event.EVAL_END, OSError("full")))
-        with pytest.raises(OSError, match="full"):
-            trainer.eval()
-        assert (model.training, model.linear.training) == (True, False)
+            def apply(self, event: Event, state: State, logger: Logger) -> None:
+                state.eval_dataloader = TestSets.BAD
 
-    def test_it_changes_no_weights(self):
-        model = tiny_resnet()
-        before = copy.deepcopy(model.state_dict())
-        images = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))]
-        CPUTrainer(model, eval_dataloader=images).eval()
-        assert before
-        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+        assert make_trainer(Oracle(), self.GOOD, algorithms=Replace()).eval()["metrics/eval/accuracy"] == 0.0
 
-    def test_without_data_it_is_refused(self):
-        with pytest.raises(ValueError, match="eval_dataloader must be given to evaluate, got None"):
-            CPUTrainer(linear_model(), vectors(), None, "1ep").eval()
 
-    def test_no_batches_are_refused(self):
-        with pytest.raises(ValueError, match="eval_dataloader must yield at least one batch, it yielded none"):
-            CPUTrainer(linear_model(), eval_dataloader=DataLoader(Stream(0), 4)).eval()
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Evaluator(label=3, dataloader=[]), TypeError, "label must be a name, got 3"),  # type: ignore[arg-type]
+        (lambda: Evaluator(label="", dataloader=[]), ValueError, "label must be a name without"),
+        (lambda: Evaluator(label="a/b", dataloader=[]), ValueError, "label must be a name without"),
+        (lambda: Evaluator(label="train", dataloader=[]), ValueError, "label must be .* other than"),
+        (lambda: Evaluator(label="a", dataloader=[], metric_names="acc"), TypeError, "metric_names must be a list"),
+        (lambda: make_trainer(Oracle(), {}), ValueError, "at least one dataloader, got an empty dictionary"),
+        (lambda: make_trainer(Oracle(), {"a": 3}), TypeError, "eval_dataloader 'a' must be an iterable of batches"),
+        (lambda: make_trainer(Oracle(), {"a": []}), ValueError, "eval_dataloader 'a' must yield at least one batch"),
+        (lambda: make_trainer(Oracle(), [vectors(8)] * 2), TypeError, "must be one dataloader, got a list of several"),
+        (
+            lambda: make_trainer(Oracle(), [Evaluator(label="a", dataloader=data())] * 2),
+            ValueError,
+            "a different label for each dataloader, got 'a' twice",
+        ),
+        (
+            lambda: make_trainer(Oracle(), Evaluator(label="a", dataloader=data(), metric_names=["f1"])),
+            ValueError,
+            "metric_names of 'a' must be among those of the model, accuracy, confusion, of_classes, got 'f1'",
+        ),
+    ],
+)
+def test_bad_evaluation_data_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()

@@ -107,7 +107,7 @@ class CheckpointSaver(Callback):
         if self._saved_at is None:
             self.save(state, logger, must_succeed=True)
 
-    def eval_end(self, state: State, logger: Logger) -> None:
+    def eval_after_all(self, state: State, logger: Logger) -> None:
         """See whether this evaluation is the best."""
         if self._best_metric is None or state.max_duration is None:
             return
