@@ -20,7 +20,7 @@ class Evaluator:
     Results are logged as ``loss/val/total`` and ``metrics/val/MulticlassAccuracy``.
 
     Args:
-        label: The name of the data, without a slash.
+        label: The name of the data, without a slash, and neither ``"train"`` nor ``"predict"``.
         dataloader: Yields the batches.
         metric_names: Regular expressions of which one must match the whole name of a metric of the model; None for
             all metrics.
@@ -37,8 +37,8 @@ class Evaluator:
     def __post_init__(self) -> None:
         if not isinstance(self.label, str):
             raise TypeError(f"label must be a name, got {self.label!r}")
-        if not self.label or "/" in self.label or self.label == "train":
-            raise ValueError(f'label must be a name without "/" and other than "train", got {self.label!r}')
+        if not self.label or "/" in self.label or self.label in ("train", "predict"):
+            raise ValueError(f'label must be a name without "/" other than "train" and "predict", got {self.label!r}')
         names = self.metric_names
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise TypeError(f"metric_names must be a list of names, got {names!r}")

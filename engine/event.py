@@ -76,12 +76,26 @@ class Event(str, Enum):
         if standalone:
             # <EVAL_STANDALONE_END>
 
+    Prediction, by ``Trainer.predict``:
+
+    .. code-block:: python
+
+        # <PREDICT_START>
+        for batch in dataloader:
+            # <PREDICT_BATCH_START>
+            # <PREDICT_BEFORE_FORWARD>
+            outputs = model(batch)
+            # <PREDICT_AFTER_FORWARD>
+            # <PREDICT_BATCH_END>
+        # <PREDICT_END>
+
     Algorithms run in the order in which they were given, and in the reverse order at the events that end what
     another event began, so that each one can undo there what it did before (first in, last out). Reversed are:
 
     - AFTER_LOAD, AFTER_DATALOADER, AFTER_FORWARD, AFTER_LOSS, AFTER_BACKWARD, AFTER_TRAIN_BATCH,
     - BATCH_END, EPOCH_END, FIT_END,
-    - EVAL_AFTER_DATALOADER, EVAL_AFTER_FORWARD, EVAL_BATCH_END, EVAL_END, EVAL_AFTER_ALL, EVAL_STANDALONE_END.
+    - EVAL_AFTER_DATALOADER, EVAL_AFTER_FORWARD, EVAL_BATCH_END, EVAL_END, EVAL_AFTER_ALL, EVAL_STANDALONE_END,
+    - PREDICT_AFTER_FORWARD, PREDICT_BATCH_END, PREDICT_END.
 
     Callbacks always run in their order. The value of an event is the name of the :class:`Callback` method that
     it calls.
@@ -123,3 +137,10 @@ class Event(str, Enum):
     EVAL_END = "eval_end"
     EVAL_AFTER_ALL = "eval_after_all"
     EVAL_STANDALONE_END = "eval_standalone_end"
+
+    PREDICT_START = "predict_start"
+    PREDICT_BATCH_START = "predict_batch_start"
+    PREDICT_BEFORE_FORWARD = "predict_before_forward"
+    PREDICT_AFTER_FORWARD = "predict_after_forward"
+    PREDICT_BATCH_END = "predict_batch_end"
+    PREDICT_END = "predict_end"

@@ -43,7 +43,7 @@ class State(Progress):
         rank: Rank of this process, from 0.
         world_size: Number of processes of the run.
         dataloader_label: Which data is read: ``"train"``, the label of an evaluation set, which is ``"eval"`` by
-            default, or None outside of both loops.
+            default, ``"predict"``, or None outside of all loops.
         batch: The current batch or microbatch, on the device.
         batch_fingerprint: A hash, below 2**32, of the samples of the batch over all ranks; 0 if unknown.
         batch_num_samples: Rows of the whole batch of this step, on this rank.
@@ -95,6 +95,8 @@ class State(Progress):
     @property
     def dataloader_len(self) -> Time | None:
         """The length of the dataloader that `dataloader_label` names, in batches; None if it has none."""
+        if self.dataloader_label == "predict":
+            return None
         is_eval = self.dataloader_label != "train"
         length = _length(self.eval_dataloader) if is_eval else self.batches_per_epoch
         return None if self.dataloader_label is None or length is None else Time(length, TimeUnit.BATCH)

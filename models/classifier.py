@@ -41,9 +41,11 @@ class ComposerClassifier(nn.Module):
         self.loss_fn = loss_fn
 
     def forward(self, batch: Any) -> Tensor:
-        """The logits ``(N, num_classes)`` of the inputs of `batch`."""
-        inputs, _ = _inputs_and_targets(batch)
-        return self.module(inputs)
+        """The logits ``(N, num_classes)`` of the inputs of `batch`, which needs no targets here."""
+        if isinstance(batch, Tensor):
+            return self.module(batch)
+        is_alone = isinstance(batch, (tuple, list)) and len(batch) == 1
+        return self.module(batch[0] if is_alone else _inputs_and_targets(batch)[0])
 
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         """The mean loss over the batch."""

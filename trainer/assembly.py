@@ -153,6 +153,11 @@ def open_train_reader(state: State, options: Options) -> EpochReader | None:
     return _open_reader(state, state.train_dataloader, "train_dataloader", for_training=True, equal_shares=equal_shares)
 
 
+def open_predict_reader(state: State, dataloader: Iterable[Any]) -> EpochReader:
+    """A reader of data to predict on."""
+    return _open_reader(state, dataloader, "dataloader", for_training=False)
+
+
 def find_start(options: Options, saver: CheckpointSaver | None) -> Found | None:
     """The checkpoint that the run starts from, the same on all ranks; None to begin a new training."""
     return find_checkpoint(

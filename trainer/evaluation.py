@@ -40,7 +40,7 @@ def evaluate(engine: Engine, readers: Sequence[tuple[Evaluator, EpochReader]], p
     before = state.batch, state.batch_num_samples, state.global_batch_num_samples
     label_before, dataloader_before = state.dataloader_label, state.eval_dataloader
     state.eval_metrics, state.eval_tensors = {}, {}
-    with _evaluation_mode(state.model), torch.no_grad():
+    with evaluation_mode(state.model), torch.no_grad():
         engine.run_event(Event.EVAL_BEFORE_ALL)
         for evaluator, reader in readers:
             state.dataloader_label, state.eval_dataloader = evaluator.label, evaluator.dataloader
@@ -137,7 +137,7 @@ def _metrics_of(model: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and afterwards each back into the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..engine import Algorithm, Callback, Evaluator, Event, LoggerDestination, State, Time, TimeUnit
-from .assembly import assemble
+from . import checks
+from .assembly import assemble, open_predict_reader
 from .checkpoint.contents import restore_generators
 from .data.batches import read_batches
 from .distributed.parallelism import Parallelism
 from .evaluation import evaluate
 from .precision import Precision
+from .prediction import predict
 from .signals import SignalListener, TrainingInterrupted
 
 
@@ -174,6 +176,24 @@ class Trainer:
         evaluate(self.engine, self._eval_readers, self._options.precision)
         self.engine.run_event(Event.EVAL_STANDALONE_END)
         return {**self.state.eval_metrics, **self.state.eval_tensors}
+
+    def predict(self, dataloader: Iterable[Any]) -> list[Any]:
+        """Run the model in evaluation mode on every batch of a dataloader.
+
+        Args:
+            dataloader: Yields batches that the model's ``forward`` takes.
+
+        Returns:
+            The outputs of each batch, in the order of the dataloader, on the CPU: ``torch.cat`` joins them if they
+            are tensors. Under torchrun the ranks share the work, and each gets all outputs.
+
+        Raises:
+            ValueError: If `dataloader` yields no batch.
+            RuntimeError: If the Trainer is closed.
+        """
+        checks.check_dataloader("dataloader", dataloader)
+        self._check_open("predict")
+        return predict(self.engine, open_predict_reader(self.state, dataloader), self._options.precision)
 
     def close(self) -> None:
         """Close all callbacks and loggers. The Trainer cannot fit or evaluate any more.

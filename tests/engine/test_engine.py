@@ -263,7 +263,7 @@ class TestNamesOfHooks:
         assert nearest in str(caught.value) or name == "on_anything"
 
     @pytest.mark.parametrize(
-        "name", ["_on_batch_end", "update", "log_images", "predict_end", "iteration_start", "eval"]
+        "name", ["_on_batch_end", "update", "log_images", "generate_end", "iteration_start", "eval"]
     )
     def test_other_methods_are_free(self, name: str) -> None:
         listener = type("Listener", (Callback,), {name: lambda self, state, logger: None})

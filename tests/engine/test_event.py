@@ -150,9 +150,19 @@ def test_several_sets_of_data_are_evaluated_as_the_text_says() -> None:
     assert done == told
 
 
+def test_prediction_does_exactly_what_the_text_says() -> None:
+    done: list[str] = []
+    trainer = build_trainer(done)
+    done.clear()
+    trainer.predict(vectors(12, 4))
+    told: list[str] = []
+    run_block(BLOCKS[2], told, model=StubModel(told), dataloader=range(3))
+    assert done == told
+
+
 def test_the_text_shows_every_event_exactly_once():
     markers = re.findall(r"# <(\w+)>", "".join(BLOCKS))
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert sorted(markers) == sorted(event.name for event in Event)
 
 

@@ -227,6 +227,7 @@ class TestSets:
         (lambda: Evaluator(label="", dataloader=[]), ValueError, "label must be a name without"),
         (lambda: Evaluator(label="a/b", dataloader=[]), ValueError, "label must be a name without"),
         (lambda: Evaluator(label="train", dataloader=[]), ValueError, "label must be .* other than"),
+        (lambda: Evaluator(label="predict", dataloader=[]), ValueError, "label must be .* other than"),
         (lambda: Evaluator(label="a", dataloader=[], metric_names="acc"), TypeError, "metric_names must be a list"),
         (lambda: make_trainer(Oracle(), {}), ValueError, "at least one dataloader, got an empty dictionary"),
         (lambda: make_trainer(Oracle(), {"a": 3}), TypeError, "eval_dataloader 'a' must be an iterable of batches"),

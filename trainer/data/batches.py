@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 
 
-def read_batches(engine: Engine, reader: EpochReader, before: Event, after: Event, start: int = 0) -> Iterator[Any]:
+def read_batches(
+    engine: Engine, reader: EpochReader, before: Event | None = None, after: Event | None = None, start: int = 0
+) -> Iterator[Any]:
     """Yield each batch of an epoch on the device, with the event before and after it is fetched.
 
     Args:
         engine: The timestamp of its state tells the epoch.
         reader: Reads the batches.
-        before: Runs before a batch is fetched.
+        before: Runs before a batch is fetched; None for no event.
         after: Runs after it. Rows are counted after this event, as algorithms may change the batch.
         start: Number of batches to skip at the beginning of the epoch.
 
@@ -39,16 +41,18 @@ def read_batches(engine: Engine, reader: EpochReader, before: Event, after: Even
     state = engine.state
     with closing(reader.batches(state.timestamp.epoch, start)) as iterator:
         while True:
-            engine.run_event(before)
+            if before is not None:
+                engine.run_event(before)
             batch, num_global = next(iterator, (None, 0))
             if num_global == 0:
                 return
             state.global_batch_num_samples, state.batch_fingerprint = num_global, reader.batch_digest
             num_local = state.batch_num_samples = num_global if state.world_size == 1 else num_samples(batch)
             state.batch = batch = move(batch, state.device)
-            engine.run_event(after)
-            if state.batch is not batch:
-                _count_again(engine, num_local, after)
+            if after is not None:
+                engine.run_event(after)
+                if state.batch is not batch:
+                    _count_again(engine, num_local, after)
             yield state.batch
 
 
@@ -89,6 +93,18 @@ def split(batch: Any, size: int) -> Iterator[Any]:
         return
     for start in range(0, rows, size):
         yield _take_rows(batch, slice(start, start + size), rows, "batch")
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """One batch of the rows of several, the inverse of `split`. What has no rows is that of the first."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.dim() else first
+    values = _values(first)
+    if values is None:
+        return first
+    columns = zip(*(_values(part) or () for part in parts), strict=True)
+    return _with_values(first, [concatenate(column) for column in columns])
 
 
 def move(batch: Any, device: torch.device) -> Any:
