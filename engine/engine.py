@@ -82,6 +82,9 @@ class Engine:
             raise RuntimeError(f"the engine is closed and runs no event, got {event.name}")
         if event in self._preparations:
             self._preparations[event]()
+        hooks = self._hooks[event]
+        if not self.state.algorithms and not hooks and len(self._passes) == 1:  # nothing listens
+            return ()
         algorithms: Sequence[Algorithm] = [a for a in self.state.algorithms if a.match(event, self.state)]
         traces: tuple[Trace, ...] = ()
         if algorithms or len(self._passes) > 1:  # set_filo_order alone has nothing to do without algorithms
@@ -91,7 +94,7 @@ class Engine:
                 Trace(algorithm, event, order, algorithm.apply(event, self.state, self.logger))
                 for order, algorithm in enumerate(algorithms)
             )
-        for hook in self._hooks[event]:
+        for hook in hooks:
             hook(self.state, self.logger)
         return traces
 

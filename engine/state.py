@@ -107,7 +107,15 @@ class State(Progress):
         if self.is_stopped:
             return True
         assert self.max_duration is not None, "only a state that trains can be asked"
-        return self.timestamp.get(self.max_duration.unit) >= self.max_duration
+        unit, timestamp = self.max_duration.unit, self.timestamp
+        done = (
+            timestamp.epoch
+            if unit is TimeUnit.EPOCH
+            else timestamp.batch
+            if unit is TimeUnit.BATCH
+            else timestamp.sample
+        )
+        return int(done) >= self.max_duration.value
 
     @property
     def is_at_end_of_epoch(self) -> bool:

@@ -1,7 +1,7 @@
 """What must be known of a step before its update: decided on the device, over all ranks, and read by the host later."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,7 @@ from . import distributed
 from .torch_internals import flag_nonfinite
 
 
-@dataclass(frozen=True)
-class StepFlags:
+class StepFlags(NamedTuple):
     """The flags of a step, the same on all ranks.
 
     Args:
@@ -34,7 +33,7 @@ class StepFlags:
             self.arrival.synchronize()
         values = self.copy.tolist()
         if isinstance(values, float):  # of a single process
-            return KnownFlags(is_nonfinite=values > 0)
+            return KnownFlags(values > 0)
         _, num_nonfinite, num_interrupted, *fingerprints = values
         by_rank = [
             tuple(fingerprints[first : first + _NUM_PRINTS]) for first in range(0, len(fingerprints), _NUM_PRINTS)
@@ -42,8 +41,7 @@ class StepFlags:
         return KnownFlags(num_nonfinite > 0, num_interrupted > 0, by_rank)
 
 
-@dataclass(frozen=True)
-class KnownFlags:
+class KnownFlags(NamedTuple):
     """The flags of a step on the host.
 
     Args:
@@ -58,7 +56,7 @@ class KnownFlags:
 
     def check_same(self, step: int) -> None:
         """Raise a RuntimeError if ranks differ in what they must have alike at this step."""
-        for number, what in enumerate(_MUST_BE_SAME):
+        for number, what in enumerate(_MUST_BE_SAME if self.fingerprints else ()):
             prints = [of_rank[number] for of_rank in self.fingerprints]
             if others := [rank for rank, value in enumerate(prints) if value != prints[0]]:
                 raise RuntimeError(what.format(others=f"ranks {others}", step=step))
@@ -83,6 +81,8 @@ def flag_step(loss: Tensor, gradients: Iterable[Tensor]) -> StepFlags:
         gradients: Those that must be finite.
     """
     found = find_nonfinite([loss.detach(), *gradients])
+    if found.device.type == "cpu":
+        return StepFlags(loss, found, found, None)
     return StepFlags(loss, found, *_send_to_host(found))
 
 
@@ -122,8 +122,9 @@ def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        values = _dense_values(tensor)
-        kinds.setdefault((values.device, values.dtype), []).append(values)
+        if type(tensor) is not Tensor or tensor.dtype not in _PLAIN or tensor.is_sparse:
+            tensor = _dense_values(tensor)
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     found = [_find_in_one_kind(same, device) for (device, _), same in kinds.items()]
     if len(found) == 1:
         return found[0]
@@ -131,19 +132,19 @@ def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
-    found = torch.zeros((), device=device)
-    if device not in _ones:
-        _ones[device] = torch.ones((), device=device)
-    flag_nonfinite(tensors, found, _ones[device])
+    if device not in _constants:
+        _constants[device] = torch.zeros((), device=device), torch.ones((), device=device)
+    zero, one = _constants[device]
+    found = zero.clone()
+    flag_nonfinite(tensors, found, one)
     return found
 
 
-_ones: dict[torch.device, Tensor] = {}
+_PLAIN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+_constants: dict[torch.device, tuple[Tensor, Tensor]] = {}  # to make a tensor of a number takes longer than a copy
 
 
 def _dense_values(tensor: Tensor) -> Tensor:
-    if type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_complex():
-        return tensor
     if hasattr(tensor, "to_local"):  # a shard
         tensor = tensor.to_local()
     if tensor.layout is not torch.strided:

@@ -18,7 +18,7 @@ class Snapshot:
 
     def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
         self._model = model
-        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self._buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self._device = device
         self._generators = None if device is None else generator_states(device)
 

@@ -56,7 +56,7 @@ class TrainStep:
     ) -> None:
         self._engine = engine
         self._state = engine.state
-        self._precision = precision
+        self._autocast = autocast(precision, engine.state.device)
         self._halve_microbatches = halve_microbatches
         self._max_nonfinite_steps = max_nonfinite_steps
         self._does_step_schedulers = step_schedulers
@@ -85,14 +85,16 @@ class TrainStep:
         run_event(Event.BATCH_START)
         run_event(Event.BEFORE_TRAIN_BATCH)
         step = self._compute_gradients(is_interrupted)
-        self.settle()  # the step before
-        can_wait = self._can_hold_back()
-        if not can_wait:
+        if self._pending is not None:
+            self.settle()  # the step before
+        is_gated = self._can_hold_back()
+        if not is_gated:
             self._settle_now(step)
         was_interrupted = self._is_interrupted
-        self._unscale_gradients()
+        if state.scaler.is_enabled():
+            self._unscale_gradients()
         run_event(Event.AFTER_TRAIN_BATCH)
-        if can_wait:
+        if is_gated:
             self._update_unless_nonfinite(step)
         else:
             self._step_optimizers()
@@ -217,19 +219,19 @@ class TrainStep:
             self.settle()
 
     def _unscale_gradients(self) -> None:
-        if self._state.scaler.is_enabled():
-            for optimizer in filter(_has_gradient, self._state.optimizers):
-                self._state.scaler.unscale_(optimizer)
+        for optimizer in filter(_has_gradient, self._state.optimizers):
+            self._state.scaler.unscale_(optimizer)
 
     def _step_optimizers(self) -> None:
         scaler = self._state.scaler
-        had_gradient = False
-        for optimizer in self._state.optimizers:
-            # The loss scaler refuses an optimizer that got no gradient at all, as dropped blocks may leave it.
-            if not scaler.is_enabled() or _has_gradient(optimizer):
-                had_gradient = True
+        if not scaler.is_enabled():
+            for optimizer in self._state.optimizers:
+                optimizer.step()
+            return
+        # The loss scaler refuses an optimizer that got no gradient at all, as dropped blocks may leave it.
+        if used := list(filter(_has_gradient, self._state.optimizers)):
+            for optimizer in used:
                 scaler.step(optimizer)
-        if had_gradient:
             scaler.update()
 
     def _try_microbatches(self) -> Tensor | None:
@@ -271,7 +273,7 @@ class TrainStep:
         state, run_event = self._state, self._engine.run_event
         model: Any = state.model
         state.batch = microbatch
-        with autocast(self._precision, state.device):
+        with self._autocast:
             run_event(Event.BEFORE_FORWARD)
             state.outputs = model(state.batch)
             run_event(Event.AFTER_FORWARD)
@@ -283,8 +285,11 @@ class TrainStep:
         # A step that may be repeated sends nothing before all ranks know that it need not be.
         averages = is_last and self._synchronizer is not None and not self._halve_microbatches
         self._backward(loss, averages)
-        with self._gradients_guarded(averages):
+        if self._synchronizer is None:
             run_event(Event.AFTER_BACKWARD)
+        else:
+            with self._gradients_guarded(self._synchronizer, averages):
+                run_event(Event.AFTER_BACKWARD)
         return state.loss.detach()
 
     def _backward(self, loss: Tensor, averages: bool) -> None:
@@ -293,7 +298,8 @@ class TrainStep:
             assert self._synchronizer is not None, "only several ranks average"
             self._synchronizer.begin_last_backward()
         if loss.requires_grad:
-            self._state.scaler.scale(loss).backward()
+            scaler = self._state.scaler
+            (scaler.scale(loss) if scaler.is_enabled() else loss).backward()
         elif not _may_skip_all(self._state):
             raise RuntimeError(
                 "the loss must depend on a parameter that requires a gradient, got one that depends on none"
@@ -302,12 +308,9 @@ class TrainStep:
             assert self._synchronizer is not None, "only several ranks average"
             self._synchronizer.finish()
 
-    def _gradients_guarded(self, are_averaged: bool) -> AbstractContextManager[None]:
-        """What is changed at AFTER_BACKWARD before gradients are averaged would be another thing on each rank."""
-        synchronizer = self._synchronizer
-        if synchronizer is None or (are_averaged and not synchronizer.has_changed):
-            return nullcontext()
-        return synchronizer.refuse_edits()
+    def _gradients_guarded(self, synchronizer: Synchronizer, are_averaged: bool) -> AbstractContextManager[None]:
+        """A context for AFTER_BACKWARD: changes of gradients that are not averaged would differ between ranks."""
+        return nullcontext() if are_averaged and not synchronizer.has_changed else synchronizer.refuse_edits()
 
     def _halve(self) -> None:
         """Halve the size of microbatches."""

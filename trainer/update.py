@@ -1,6 +1,6 @@
 """The update: the optimizers step, unless the flag of the step holds them back on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ def can_hold_back(optimizer: Optimizer) -> bool:
     torch's fused optimizers can. SGD with dampening is excepted, as its first step ignores the dampening, which
     the momentum buffer of zeros that `step_unless` begins with does not do.
     """
-    if type(optimizer) not in _FUSED:
+    if type(optimizer) not in _FUSED or not optimizer.param_groups[0].get("fused"):
         return False
     return all(
         group.get("fused") and not (group.get("momentum") and group.get("dampening"))
@@ -54,15 +54,8 @@ def remove_state(created: Sequence[tuple[Optimizer, nn.Parameter]]) -> None:
 
 def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
     """The gradients that the optimizers will use."""
-    return [parameter.grad for parameter in _with_gradient(optimizers) if parameter.grad is not None]
-
-
-def _with_gradient(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    yield parameter
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return [grad for group in groups for parameter in group["params"] if (grad := parameter.grad) is not None]
 
 
 def _without_state(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import Algorithm, Event, Logger, State
@@ -27,7 +26,8 @@ def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Ten
     """
     check_smoothing(smoothing)
     if target.shape == logits.shape[:1]:
-        target = F.one_hot(target, logits.shape[1])
+        # As one_hot, which reads the targets on the CPU to check them.
+        target = target.new_zeros(logits.shape).scatter_(1, target.unsqueeze(1), 1)
     elif target.shape != logits.shape:
         shape, wanted = tuple(target.shape), tuple(logits.shape)
         raise ValueError(f"target must be of shape {wanted[:1]} or {wanted} for these logits, got {shape}")
