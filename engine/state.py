@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .algorithm import Algorithm
 from .callback import Callback
-from .checks import check_int
 from .evaluator import Evaluator
 from .progress import Progress
 from .time import Time, TimeUnit
@@ -89,7 +88,7 @@ class State(Progress):
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """The length of the training dataloader, None if it has none."""
+        """The length of the training dataloader, which may be an estimate; None if it has none."""
         return _length(self.train_dataloader)
 
     @property
@@ -117,11 +116,6 @@ class State(Progress):
         )
         return int(done) >= self.max_duration.value
 
-    @property
-    def is_at_end_of_epoch(self) -> bool:
-        """Whether all batches of the current epoch are finished; False if its length is unknown."""
-        return self.timestamp.batch_in_epoch == self.batches_per_epoch
-
     def stop_training(self) -> None:
         """End the training after the current batch, with the evaluation and the events of the end of training."""
         self.is_stopped = True
@@ -146,16 +140,6 @@ class State(Progress):
             value: What replaces the part.
         """
         self.batch = key[1](self.batch, value) if isinstance(key, tuple) else _replaced(self.batch, key, value)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the progress that `state_dict` returned.
-
-        Raises:
-            ValueError: If it is inconsistent, or impossible with this training data. Nothing is changed then.
-        """
-        if self.batches_per_epoch is not None:
-            check_int("batch_in_epoch", state["timestamp"]["batch_in_epoch"], ge=0, le=self.batches_per_epoch)
-        super().load_state_dict(state)
 
     def get_elapsed_duration(self) -> Time:
         """The finished fraction of the training, in ``dur``, to the batch."""
@@ -183,7 +167,8 @@ class State(Progress):
             return self.timestamp.get(span.unit).value / span.value
         if self.batches_per_epoch is None:
             raise ValueError(f'"{span}" needs a train_dataloader with a length, this one has none')
-        batches = self.timestamp.epoch * self.batches_per_epoch + self.timestamp.batch_in_epoch
+        in_epoch = min(self.timestamp.batch_in_epoch, self.batches_per_epoch)  # whose length may be an estimate
+        batches = self.timestamp.epoch * self.batches_per_epoch + in_epoch
         return batches / (span.value * self.batches_per_epoch)
 
     def in_epochs(self, time: Time) -> float | None:

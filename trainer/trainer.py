@@ -212,7 +212,7 @@ class Trainer:
         run_event(Event.FIT_START)
         self._restore_generators()  # and after it, as it may draw from them
         self._resumed = None
-        while not state.is_finished or state.is_at_end_of_epoch:
+        while not state.is_finished or self._is_at_end_of_epoch():
             self._train_epoch(listener)
         self._step.settle()
         if self._eval_readers and state.evaluated_at != state.timestamp.batch:
@@ -238,7 +238,7 @@ class Trainer:
             if is_interrupted:
                 self._stop(listener)
             if state.is_finished:
-                exhausted = state.is_at_end_of_epoch
+                exhausted = self._is_at_end_of_epoch()
                 break
         if state.timestamp.batch_in_epoch == 0:
             raise ValueError("train_dataloader must yield at least one batch per epoch, it yielded none")
@@ -254,6 +254,12 @@ class Trainer:
         if self._is_due(TimeUnit.EPOCH):
             self._evaluate()
         run_event(Event.EPOCH_CHECKPOINT)
+
+    def _is_at_end_of_epoch(self) -> bool:
+        """Whether all batches of the running epoch are finished, and only its end is left."""
+        assert self._train_reader is not None, "fit has checked it"
+        epoch, number = int(self.state.timestamp.epoch), int(self.state.timestamp.batch_in_epoch)
+        return number > 0 and self._train_reader.is_at_end(epoch, number)
 
     def _evaluate(self) -> None:
         self._step.settle()

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from etude.engine import State, Timestamp
+from etude.engine import Timestamp
 from etude.engine.progress import Progress
 
 counts = st.integers(0, 2**40)
@@ -54,10 +53,3 @@ def test_where_no_run_can_be_is_refused_and_nothing_changes(path: tuple[str, ...
     with pytest.raises(ValueError, match=f"{path[-1]} must be an int"):
         progress.load_state_dict(saved)
     assert progress == Progress()
-
-
-def test_an_epoch_of_the_training_data_is_not_longer_than_it_is() -> None:
-    saved = Progress(timestamp=Timestamp(0, 5, 20, 5, 20)).state_dict()
-    State(model=nn.Identity(), train_dataloader=[0] * 5).load_state_dict(saved)
-    with pytest.raises(ValueError, match="batch_in_epoch must be an int >= 0 and <= 4, got 5"):
-        State(model=nn.Identity(), train_dataloader=[0] * 4).load_state_dict(saved)

@@ -13,6 +13,7 @@ from ...engine import Logger, State
 from ...engine.checks import check_int
 from ...engine.identity import describe
 from .. import distributed
+from ..data.sampling import num_batches
 from ..options import MAY_CHANGE
 from ..reproducibility import generator_states, generators_kept, set_generator_states
 from ..settings import check_same_training
@@ -77,6 +78,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
     before: list[tuple[Callable[[Any], Any], Any]] = []
     try:
         check_same_training(contents["settings"], state.settings, _may_change(state))
+        _check_place_in_epoch(contents["progress"], state)
         contents = fit_to(contents, state, folder)
         _check_same_forms(contents["model"], state.model.state_dict())
         with generators_kept():
@@ -115,6 +117,12 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         if isinstance(error, (ValueError, OSError)):
             raise
         raise ValueError(f"the checkpoint does not hold what a run needs: {error!r}") from error
+
+
+def _check_place_in_epoch(progress: Mapping[str, Any], state: State) -> None:
+    """Refuse a number of batches that no epoch has, where the length of epochs is known exactly."""
+    if (length := num_batches(state.train_dataloader)) is not None:
+        check_int("batch_in_epoch", progress["timestamp"]["batch_in_epoch"], ge=0, le=length)
 
 
 def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from ..checks import check_choice, check_folder, check_num_to_keep, check_save_i
 from ..settings import check_same_on_all_ranks
 from .contents import contents_of
 from .file import write_checkpoint
-from .folder import CHECKPOINT_NAME, checkpoint_name, remove_old, remove_stale, set_pointer
+from .folder import CHECKPOINT_NAME, checkpoint_name, newest_first, remove_old, remove_stale, set_pointer
 from .shards import remove_shards, write_shards
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class CheckpointSaver(Callback):
         self._best_before: tuple[float | None, str | None] = (None, None)  # what holds if the better one is not saved
         self._is_better = False
         self._saved_at: tuple[int, int] | None = None
+        self._damaged: set[str] = set()  # newer than the checkpoint that the run was resumed from
         self._periods = 0  # whole intervals that were over at the last look
         self._clock = 0.0
 
@@ -93,6 +95,9 @@ class CheckpointSaver(Callback):
         )
         if is_saved:
             self._saved_at = _moment(state)
+            loaded = checkpoint_name(*_moment(state))
+            newer = takewhile(lambda path: path.name != loaded, newest_first(self.folder))
+            self._damaged = {path.name for path in newer}
         if not has_best:
             self._best_value, self._best_name = None, None  # the next one is the best of this folder
 
@@ -206,12 +211,13 @@ class CheckpointSaver(Callback):
     def _publish(self, name: str, contents: dict[str, Any]) -> Exception | None:
         try:
             write_checkpoint(self.folder / name, contents)
+            self._damaged.discard(name)
             remove_shards(self.folder / name, but=contents.get("shards", {}).get("folder"))
             if self._best_name == name:
                 set_pointer(self.folder, "best", name)
             set_pointer(self.folder, "latest", name)
             if self.num_to_keep != -1:
-                remove_old(self.folder, self.num_to_keep, {name, self._best_name or name})
+                remove_old(self.folder, self.num_to_keep, {name, self._best_name or name}, self._damaged)
         except Exception as error:
             return error
         return None

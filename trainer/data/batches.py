@@ -39,7 +39,7 @@ def read_batches(
             be weighted by their rows.
     """
     state = engine.state
-    with closing(reader.batches(state.timestamp.epoch, start)) as iterator:
+    with closing(reader.batches(int(state.timestamp.epoch), int(start))) as iterator:
         while True:
             if before is not None:
                 engine.run_event(before)
@@ -48,11 +48,9 @@ def read_batches(
                 return
             state.global_batch_num_samples, state.batch_fingerprint = num_global, reader.batch_digest
             num_local = state.batch_num_samples = num_global if state.world_size == 1 else num_samples(batch)
-            state.batch = batch = move(batch, state.device)
-            if after is not None:
-                engine.run_event(after)
-                if state.batch is not batch:
-                    _count_again(engine, num_local, after)
+            state.batch = move(batch, state.device)
+            if after is not None and engine.run_event(after):  # an algorithm ran
+                _count_again(engine, num_local, after)
             yield state.batch
 
 
@@ -121,7 +119,7 @@ def move(batch: Any, device: torch.device) -> Any:
 
 
 def _count_again(engine: Engine, before: int, event: Event) -> None:
-    """Count the rows of a batch that an algorithm has replaced."""
+    """Count the rows of a batch that an algorithm may have changed."""
     state = engine.state
     rows = num_samples(state.batch)
     if rows == before:

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import count
 from typing import Any
 
@@ -73,6 +74,8 @@ class EpochReader:
         self._requests = Requests()
         self._loader = rebuild(dataloader, self._requests, seed) if is_map_style(dataloader) else None
         self._digest = 0
+        self._running: EpochIterator | None = None
+        self._known_end: tuple[int, int, bool] | None = None
 
     @property
     def num_batches(self) -> int | None:
@@ -86,6 +89,21 @@ class EpochReader:
         It is equal on all ranks unless a sampler orders the samples differently on each. 0 on a single rank.
         """
         return self._digest
+
+    def is_at_end(self, epoch: int, number: int) -> bool:
+        """Whether an epoch ends after `number` batches.
+
+        Where its length is not known exactly, this is found out by reading on.
+        """
+        if self.num_batches is not None:
+            return number == self.num_batches
+        if self._known_end is None or self._known_end[:2] != (epoch, number):
+            if self._running is not None and (self._running.epoch, self._running.number) == (epoch, number):
+                self._known_end = epoch, number, not self._running.has_next()
+            else:
+                with closing(self.batches(epoch, number)) as iterator:
+                    self._known_end = epoch, number, not iterator.has_next()
+        return self._known_end[2]
 
     def batches(self, epoch: int, start: int = 0) -> "EpochIterator":
         """Read an epoch from batch number `start` on; close the iterator to stop early.
@@ -102,10 +120,13 @@ class EpochReader:
             ValueError: If the epoch has fewer than `start` batches, or rows of a batch cannot be counted or shared.
         """
         if self._loader is not None:
-            return EpochIterator(self._load(self._loader, epoch, start))
-        if type(self._dataloader) in (list, tuple):
-            return EpochIterator(self._take(self._dataloader, epoch, start))  # type: ignore[arg-type]
-        return EpochIterator(self._replay(epoch, start))
+            generator = self._load(self._loader, epoch, start)
+        elif type(self._dataloader) in (list, tuple):
+            generator = self._take(self._dataloader, epoch, start)  # type: ignore[arg-type]
+        else:
+            generator = self._replay(epoch, start)
+        self._running = EpochIterator(generator, epoch, start)
+        return self._running
 
     def _load(self, loader: DataLoader[Any], epoch: int, start: int) -> Generator[Shared]:
         requested: deque[tuple[int, Request, int]] = deque()  # by workers in advance
@@ -199,14 +220,19 @@ class EpochIterator(Iterator[Shared]):
 
     Args:
         generator: Yields them.
+        epoch: Number of the epoch.
+        number: Of the next batch in the epoch.
     """
 
-    def __init__(self, generator: Generator[Shared]) -> None:
+    def __init__(self, generator: Generator[Shared], epoch: int, number: int) -> None:
         self._generator = generator
+        self.epoch, self.number = epoch, number
         self._ahead: list[Shared] = []
 
     def __next__(self) -> Shared:
-        return self._ahead.pop() if self._ahead else next(self._generator)
+        batch = self._ahead.pop() if self._ahead else next(self._generator)
+        self.number += 1
+        return batch
 
     def has_next(self) -> bool:
         """Whether there is another batch. It is read to find out, and kept for ``next``."""
@@ -217,6 +243,7 @@ class EpochIterator(Iterator[Shared]):
     def close(self) -> None:
         """Stop reading, and end the workers unless they are persistent."""
         self._ahead.clear()
+        self.number = -1
         self._generator.close()
 
 
