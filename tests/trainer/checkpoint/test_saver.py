@@ -151,6 +151,16 @@ class TestWhichStay:
         make_trainer(max_duration="4ba", callbacks=CheckpointSaver(tmp_path, "1ba", num_to_keep=1)).fit()
         assert seen == [[], *([f"ep0-ba{number}.pt"] for number in range(4))]
 
+    def test_damaged_ones_that_a_resume_fell_back_from_do_not_count(self, tmp_path: Path) -> None:
+        keep_all = {"save_interval": "1ba", "save_num_checkpoints_to_keep": -1}
+        make_trainer(save_folder=tmp_path, max_duration="5ba", **keep_all).fit()
+        for name in ("ep0-ba4.pt", "ep0-ba5.pt"):
+            (tmp_path / name).write_bytes(b"damaged")
+        keep_two = {"save_interval": "10ba", "save_num_checkpoints_to_keep": 2, "autoresume": True}
+        make_trainer(save_folder=tmp_path, max_duration="6ba", **keep_two).fit()
+        good = [path.name for path in tmp_path.glob("*.pt") if path.read_bytes() != b"damaged"]
+        assert sorted(good) == ["ep0-ba3.pt", "ep1-ba6.pt"]
+
     def test_files_that_are_no_checkpoints_stay(self, tmp_path: Path) -> None:
         others = ["mine.pt", "ep1.pt", "notes.txt", ".hidden.pt"]
         for name in others:
