@@ -1,4 +1,4 @@
-"""The processes that load data: they outlive the signals that end a run, and are ended with it."""
+"""Worker processes of dataloaders: they ignore SIGTERM and SIGINT, and are ended by the main process."""
 
 import atexit
 import signal
@@ -13,7 +13,11 @@ from ..torch_internals import shut_down_workers, worker_processes
 
 
 class WorkerInit:
-    """Makes a worker ignore the signals that end a run, as the step that they find running needs its batch."""
+    """A `worker_init_fn` that ignores SIGTERM and SIGINT, as the running step still needs its batch.
+
+    Args:
+        worker_init_fn: The user's own, which is called afterwards.
+    """
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
         self._worker_init_fn = worker_init_fn
@@ -23,14 +27,14 @@ class WorkerInit:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         info: Any = get_worker_info()
         own = getattr(info.dataset, "user_dataset", None)
-        if own is not None:  # user code looks here for its own dataset; the info is frozen
+        if own is not None:  # get_worker_info() must give the user's own dataset; it is frozen
             object.__setattr__(info, "dataset", own)
         if self._worker_init_fn is not None:
             self._worker_init_fn(worker_id)
 
 
 def tracked(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Make sure that workers of an iterator which is still open when python exits are ended."""
+    """Make sure that the workers of an iterator that is still open at exit are ended."""
     if worker_processes(iterator):
         _open_iterators.add(iterator)
         _end_workers_at_exit()
@@ -38,7 +42,7 @@ def tracked(iterator: Iterator[Any]) -> Iterator[Any]:
 
 
 def end_workers(iterator: Any) -> None:
-    """End the workers of a DataLoader's iterator, if it has any. To be killed is all they do not ignore."""
+    """End the workers of a DataLoader's iterator, if it has any, with SIGKILL where nothing else helps."""
     if workers := worker_processes(iterator):
         shut_down_workers(iterator)
         for worker in workers:
@@ -53,8 +57,7 @@ def _end_all_workers() -> None:
 
 @cache
 def _end_workers_at_exit() -> None:
-    # multiprocessing waits at exit, for ever, for workers that ignore being terminated. What is registered last is
-    # called first.
+    # At exit multiprocessing would wait forever for workers that ignore SIGTERM. The last registered is called first.
     atexit.register(_end_all_workers)
 
 
