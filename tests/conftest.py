@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("fixed", derandomize=True, database=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores for ``-n auto``, since some tests wait for processes or the disk."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Refuse names that differ between processes, with which pytest-xdist cannot run anything."""
     if " at 0x" in item.nodeid:
