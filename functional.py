@@ -3,10 +3,13 @@
 from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
 from .algorithms.stochastic_depth import (
+    BlockType,
+    Branch,
     apply_stochastic_depth,
     compile_stochastic_blocks,
     expected_savings,
     fold_stochastic_depth,
+    register_block_type,
     register_residual_block,
     remove_stochastic_depth,
     stochastic_blocks,
@@ -14,12 +17,15 @@ from .algorithms.stochastic_depth import (
 from .models import export_network
 
 __all__ = [
+    "BlockType",
+    "Branch",
     "apply_gradient_clipping",
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
     "expected_savings",
     "export_network",
     "fold_stochastic_depth",
+    "register_block_type",
     "register_residual_block",
     "remove_stochastic_depth",
     "smooth_labels",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from .cifar_resnet import CIFARResNet, blocks_per_stage
@@ -32,6 +33,16 @@ def create_model(name: str, num_classes: int = 1000, *, weights: str | None = No
         raise TypeError(f"name must be a string, got {name!r}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be an int of at least 1, got {num_classes!r}")
+    try:
+        return _build(name, num_classes, weights, options)
+    except NotImplementedError:
+        if torch.get_default_device().type != "meta":
+            raise
+    with torch.device("cpu"):  # RegNets compute their widths with tensors, which need data
+        return _build(name, num_classes, weights, options).to("meta")
+
+
+def _build(name: str, num_classes: int, weights: str | None, options: dict[str, Any]) -> nn.Module:
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"), num_classes, weights, options)
     if name.startswith("cifar_resnet"):

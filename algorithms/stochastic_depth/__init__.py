@@ -1,6 +1,6 @@
 """Stochastic depth (Huang et al. 2016): the algorithm and its functional form."""
 
-from .blocks import register_residual_block
+from .blocks import BlockType, Branch, register_block_type, register_residual_block
 from .fold import fold_stochastic_depth
 from .savings import BlockCost, Savings, expected_savings
 from .schedules import ProgressiveLayerDrop, StartLate, StopEarly, Warmup
@@ -11,6 +11,8 @@ from .surgery import compile_stochastic_blocks, stochastic_blocks
 
 __all__ = [
     "BlockCost",
+    "BlockType",
+    "Branch",
     "ProgressiveLayerDrop",
     "Savings",
     "Settings",
@@ -22,6 +24,7 @@ __all__ = [
     "compile_stochastic_blocks",
     "expected_savings",
     "fold_stochastic_depth",
+    "register_block_type",
     "register_residual_block",
     "remove_stochastic_depth",
     "stochastic_blocks",

@@ -99,7 +99,7 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     required_blocks(model, "save anything")
     shadow = _shadow(model).train()
     branches = {
-        block: (block.block_type.branches, [block.drop_plan.rates[index] for index in block.drop_indices])
+        block: (block.block_type.branches_of(block), [block.drop_plan.rates[index] for index in block.drop_indices])
         for block in stochastic_blocks(shadow)
     }
     remove_stochastic_depth(shadow)

@@ -18,14 +18,14 @@ from .torch_internals import is_in_backward, remove_forward_hooks
 
 def apply_stochastic_depth(
     model: nn.Module,
-    target_layer_name: str | None = None,
+    target_layer_name: str | type[nn.Module] | None = None,
     stochastic_method: StochasticMethod = "block",
-    drop_rate: float = 0.2,
+    drop_rate: float | None = None,
     drop_distribution: DropDistribution = "linear",
     use_same_gpu_seed: bool = True,
     *,
     draws: Draws = "independent",
-    scaling: Scaling = "evaluation",
+    scaling: Scaling | None = None,
     drop_unit: DropUnit = "block",
     protect_projections: bool = False,
     seed: int = 0,
@@ -60,7 +60,7 @@ def apply_stochastic_depth(
     )
     plan = convert(model, settings, seed=seed)
     first = stochastic_blocks(model)[0]
-    draw = _DrawBeforeForward(plan, batch_dim=first.block_type.batch_dim(first))
+    draw = _DrawBeforeForward(plan, batch_dim=first.block_type.get_batch_dim(first))
     model.register_forward_pre_hook(draw, with_kwargs=True)
     model.register_forward_hook(_CloseAfterForward(plan), always_call=True)
     return model

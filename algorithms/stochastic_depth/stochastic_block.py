@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockType, Branch, block_type_of
+from .blocks import BlockType, Branch, block_type_of, traced_type
+from .blocks.checking import check_split
 from .plan import DropPlan
 from .rates import check_rate
 from .rows import add_to_rows, take_rows
-from .torch_internals import maybe_mark_dynamic
 
 _BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -29,6 +29,9 @@ outside_of_graphs: Callable[[F], F] = torch.compiler.disable(
 )
 """Decorator for what torch.compile must leave to Python."""
 
+TRANSIENT = ("_compiled", "_traces", "_is_checked", "_input_is_relu")
+"""Attributes of converted blocks that copies and pickles do without."""
+
 
 class StochasticBlock(nn.Module):
     """Base class of converted blocks, placed before the original class of the block in the method resolution order.
@@ -39,9 +42,11 @@ class StochasticBlock(nn.Module):
 
     plain_class: ClassVar[type[nn.Module]]
     block_type: ClassVar[BlockType]
-    input_name: ClassVar[str]  # the name of the first argument of the plain class's forward
+    input_name: ClassVar[str]  # what the plain class calls its first argument
+    block_name: str
     drop_plan: DropPlan
     drop_indices: tuple[int, ...]  # for each branch its index in the plan
+    own_drop_rates: dict[str, float]  # what the block's own drop paths had, by name; they are set to 0
 
     @property
     def drop_rate(self) -> float:
@@ -66,6 +71,7 @@ class StochasticBlock(nn.Module):
         """
         x, *others = args or (kwargs.pop(self.input_name),)
         args = tuple(others)
+        self._check_at_first_use(x, args, kwargs)
         plan = self.drop_plan
         if not self.training:
             return self._run(x, [plan.evaluation_scale(index) for index in self.drop_indices], args, kwargs)
@@ -80,8 +86,8 @@ class StochasticBlock(nn.Module):
         return not self.drop_plan.same_on_all_ranks
 
     def gradient_units(self) -> list[list[nn.Module]]:
-        """Groups of layers that are executed or skipped together: those of each branch, or single layers if unknown."""
-        branches = self.block_type.branches
+        """The layers that run together or not at all, in groups: of each branch, or each by itself if unknown."""
+        branches = self.block_type.branches_of(self)
         groups = [branch.layers(self) for branch in branches if branch.layers is not None]
         if len(groups) < len(branches):
             groups = [[layer] for layer in self.children()]
@@ -92,7 +98,7 @@ class StochasticBlock(nn.Module):
         """Compile the original forward and the residual branches; decisions stay outside the graphs."""
         cls = self.plain_class
         self._compiled = {"forward": torch.compile(_own_code(cls.forward), **options)}
-        for number, branch in enumerate(self.block_type.branches):
+        for number, branch in enumerate(self.block_type.branches_of(self)):
             self._compiled[f"residual{number}"] = torch.compile(_own_code(branch.residual), **options)
 
     def _run(self, x: Tensor, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
@@ -100,8 +106,8 @@ class StochasticBlock(nn.Module):
         # Compiled with the sample method, all cases use the graphs of the branches.
         if all(scale == 1 for scale in scales) and not (self._is_compiled() and self.drop_plan.method == "sample"):
             return self._plain_forward(x, *args, **kwargs)
-        for branch, scale in zip(self._branches(), scales, strict=True):
-            x = branch.run(self, x, scale, *args, **kwargs)
+        for branch, scale in zip(self._branches(args, kwargs), scales, strict=True):
+            x = branch.run(self, x, scale, *args, **kwargs) if scale != 0 else self._drop(branch, x)
         return x
 
     def _run_rows(self, x: Tensor, args: Any, kwargs: Any) -> Tensor:
@@ -110,12 +116,12 @@ class StochasticBlock(nn.Module):
         scales, kept = [plan.row_scale(index) for index in indices], [self._kept_rows(index, x) for index in indices]
         if all(rows.all() for rows in kept):
             return self._run(x, scales, args, kwargs)
-        for branch, rows, scale in zip(self._branches(), kept, scales, strict=True):
+        for branch, rows, scale in zip(self._branches(args, kwargs), kept, scales, strict=True):
             x = self._branch_on_rows(branch, x, rows, scale, args, kwargs)
         return x
 
     def _kept_rows(self, index: int, x: Tensor) -> np.ndarray:
-        kept, num_rows = self.drop_plan.kept_rows(index), x.shape[self.block_type.batch_dim(self)]
+        kept, num_rows = self.drop_plan.kept_rows(index), x.shape[self.block_type.get_batch_dim(self)]
         if len(kept) != num_rows:
             raise ValueError(
                 f'stochastic_method="sample" needs one row per sample: {len(kept)} samples were drawn for, '
@@ -128,22 +134,46 @@ class StochasticBlock(nn.Module):
     ) -> Tensor:
         """Run one branch on the kept rows, and its shortcut and what follows the sum on all rows."""
         if not kept.any():
-            return branch.drop(self, x)
+            return self._drop(branch, x)
         if kept.all():
             return branch.run(self, x, scale, *args, **kwargs)
-        dim = self.block_type.batch_dim(self)
-        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), *args, **kwargs)
+        dim = self.block_type.get_batch_dim(self)
+        args, kwargs = self.block_type.select(self, lambda tensor: take_rows(tensor, kept), len(kept), args, kwargs)
+        is_relu = branch.ends_in_relu(self) and self._input_is_final(branch, x)
+        x = branch.prepare(self, x)
 
         def residual(rows: Tensor) -> Tensor:
             return self._pad_single_row(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
 
-        if self.block_type.changes_shape(self):
-            summed = add_to_rows(x, kept, residual, shortcut=partial(branch.shortcut, self), alpha=scale, dim=dim)
-            return branch.after_sum(self, summed)
-        # The ReLU of the block before was applied to the dropped rows.
-        is_final = branch.ends_in_relu(self)
-        summed = add_to_rows(x, kept, residual, alpha=scale, relu=is_final, dim=dim)
-        return summed if is_final else branch.after_sum(self, summed)
+        if branch.is_projection(self):
+            shortcut = partial(branch.take_shortcut, self)
+            return branch.finish(self, add_to_rows(x, kept, residual, shortcut=shortcut, alpha=scale, dim=dim))
+        # The dropped rows have gone through the ReLU of the block before.
+        summed = add_to_rows(x, kept, residual, alpha=scale, relu=is_relu, dim=dim)
+        return summed if is_relu else branch.finish(self, summed)
+
+    def _drop(self, branch: Branch, x: Tensor) -> Tensor:
+        return branch.drop(self, x, input_is_final=self._input_is_final(branch, x))
+
+    def _input_is_final(self, branch: Branch, x: Tensor) -> bool:
+        """Whether what follows the sum leaves the block's input as it is.
+
+        A ReLU does where the block before ends in one, too. That is looked up once, in the first input.
+        """
+        if branch.after_sum is None:
+            return True
+        if not branch.ends_in_relu(self) or x.is_meta or x.numel() == 0:
+            return False
+        if "_input_is_relu" not in self.__dict__:
+            self._input_is_relu = bool((x >= 0).all())
+        return self._input_is_relu
+
+    def _check_at_first_use(self, x: Tensor, args: Any, kwargs: Any) -> None:
+        """Compare the split with the block's own forward, unless the tests of this package did."""
+        if self.block_type.is_verified or "_is_checked" in self.__dict__ or x.is_meta or is_in_backward():
+            return
+        check_split(self, self.block_name, self.block_type, x, args, kwargs)
+        self._is_checked = True
 
     def _pad_single_row(
         self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]
@@ -166,8 +196,8 @@ class StochasticBlock(nn.Module):
             return self._compiled["forward"](self, x, *args, **kwargs)
         return super().forward(x, *args, **kwargs)
 
-    def _branches(self) -> Sequence[Branch]:
-        branches = self.block_type.branches
+    def _branches(self, args: Any, kwargs: Any) -> Sequence[Branch]:
+        branches = self.block_type.branches_of(self, args, kwargs)
         if not self._is_compiled():
             return branches
         return [
@@ -181,26 +211,20 @@ class StochasticBlock(nn.Module):
         build, arguments, state, *rest = reduced
         if build is copyreg.__newobj__:  # type: ignore[attr-defined]  # there, but not in the stubs
             build, arguments = _new_block, (self.plain_class,)
-            state = {name: value for name, value in state.items() if name != "_compiled"}
+            state = {name: value for name, value in state.items() if name not in TRANSIENT}
         return (build, arguments, state, *rest)
 
 
 def _run_compiled(name: str, block: StochasticBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if block.drop_plan.method == "sample":  # or the first change in the number of rows would recompile
-        maybe_mark_dynamic(x, block.block_type.batch_dim(block))
+    if block.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
+        torch._dynamo.maybe_mark_dynamic(x, block.block_type.get_batch_dim(block))
     return block._compiled[name](block, x, *args, **kwargs)
 
 
 @cache
 def stochastic_class(plain_class: Any) -> type[StochasticBlock]:
-    """The stochastic version of a registered block class, always the same one.
-
-    Raises:
-        ValueError: If exactly this class is not registered.
-    """
-    block_type = block_type_of(plain_class)
-    if block_type is None:
-        raise ValueError(f"{plain_class.__module__}.{plain_class.__qualname__} is not a registered residual block")
+    """The stochastic version of a block class, always the same one: by its known type, or else traced."""
+    block_type = block_type_of(plain_class) or traced_type(plain_class)
     _, input_name, *_ = inspect.signature(plain_class.forward).parameters
     members = {"plain_class": plain_class, "block_type": block_type, "input_name": input_name, "__module__": __name__}
     return type(f"Stochastic{plain_class.__name__}", (StochasticBlock, plain_class), members)

@@ -45,16 +45,16 @@ class StochasticDepth(Algorithm):
             stochastic depth already, or a schedule does not fit the training.
     """
 
-    target_layer_name: str | None = None
+    target_layer_name: str | type[nn.Module] | None = None
     stochastic_method: StochasticMethod = "block"
-    drop_rate: float = 0.2
+    drop_rate: float | None = None
     drop_distribution: DropDistribution = "linear"
     drop_warmup: float | str | Time = 0.0
     use_same_gpu_seed: bool = True
     _: KW_ONLY
     drop_schedule: DropSchedule = None
     draws: Draws = "independent"
-    scaling: Scaling = "evaluation"
+    scaling: Scaling | None = None
     drop_unit: DropUnit = "block"
     protect_projections: bool = False
 

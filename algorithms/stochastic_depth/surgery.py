@@ -1,16 +1,21 @@
 """Converts the residual blocks of a model and restores them, in place."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from .blocks import BlockType, block_type_of, known_names
+from .blocks.drop_path import rate_of, set_rate
 from .cost_groups import cost_groups
+from .discovery import FoundBlock, find_blocks
 from .plan import DropPlan
 from .ranks import check_parallel
 from .rates import rates_over_depth
-from .settings import DropUnit, Settings
-from .stochastic_block import StochasticBlock, stochastic_class
+from .settings import DEFAULT_DROP_RATE, DropUnit, Settings
+from .stochastic_block import TRANSIENT, StochasticBlock, stochastic_class
+
+_log = logging.getLogger(__name__)
 
 
 def convert(model: nn.Module, settings: Settings, *, seed: int) -> DropPlan:
@@ -26,24 +31,33 @@ def convert(model: nn.Module, settings: Settings, *, seed: int) -> DropPlan:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
     check_parallel(model, ranks_may_differ=settings.ranks_may_differ)
-    blocks = _find_blocks(model, settings.target_layer_name)
-    indices = _plan_indices(blocks, settings.drop_unit)
-    rates = rates_over_depth(float(settings.drop_rate), settings.drop_distribution, indices[-1][-1] + 1)
+    if stochastic_blocks(model):
+        raise ValueError("model has stochastic depth already: remove_stochastic_depth(model) comes first")
+    found, unconverted = find_blocks(model, settings.target_layer_name)
+    indices = _plan_indices(found, settings.drop_unit)
+    own_rates = _own_rates(found, indices)
+    takes_over = settings.drop_rate is None and any(map(any, own_rates))
+    if takes_over:
+        settings.check_own_rates()
+        _check_equal_rates(found, indices, own_rates)
+        rates = [next(iter(rates)) for rates in own_rates]
+    else:
+        drop_rate = DEFAULT_DROP_RATE if settings.drop_rate is None else float(settings.drop_rate)
+        rates = rates_over_depth(drop_rate, settings.drop_distribution, indices[-1][-1] + 1)
     if settings.protect_projections:
-        _protect(blocks, indices, rates)
+        _protect(found, indices, rates)
     plan = DropPlan(
         rates,
         method=settings.stochastic_method,
         draws=settings.draws,
         seed=seed,
         same_on_all_ranks=not settings.ranks_may_differ,
-        groups=cost_groups(blocks, indices),
-        scaling=settings.scaling,
+        groups=cost_groups([one.block for one in found], indices),
+        scaling=settings.scaling or ("training" if takes_over else "evaluation"),
     )
-    classes = [stochastic_class(type(block)) for block in blocks]  # type: ignore[arg-type]  # mypy: a class has no hash
-    for block, cls, drop_indices in zip(blocks, classes, indices, strict=True):
-        block.__class__ = cls
-        block.drop_plan, block.drop_indices = plan, drop_indices
+    _log_what_is_special(found, own_rates, plan, unconverted, takes_over=takes_over)
+    for one, drop_indices in zip(found, indices, strict=True):
+        _convert_block(one, plan, drop_indices)
     return plan
 
 
@@ -54,9 +68,12 @@ def restore(model: nn.Module) -> None:
         ValueError: If the model has no stochastic depth.
     """
     for block in required_blocks(model, "remove it"):
-        block.__dict__.pop("_compiled", None)
-        del block.drop_plan, block.drop_indices
-        block.__class__ = block.plain_class  # type: ignore[assignment]  # the original class
+        for name, rate in block.own_drop_rates.items():
+            set_rate(block, name, rate)
+        for name in TRANSIENT:
+            block.__dict__.pop(name, None)
+        del block.drop_plan, block.drop_indices, block.block_name, block.own_drop_rates
+        block.__class__ = block.plain_class  # type: ignore[assignment]  # back again
 
 
 def compile_stochastic_blocks(model: nn.Module, **options: Any) -> nn.Module:
@@ -92,22 +109,73 @@ def required_blocks(model: nn.Module, purpose: str) -> list[StochasticBlock]:
     return blocks
 
 
-def _plan_indices(blocks: list[Any], drop_unit: DropUnit) -> list[tuple[int, ...]]:
+def _convert_block(found: FoundBlock, plan: DropPlan, drop_indices: tuple[int, ...]) -> None:
+    block: Any = found.block
+    rates = {branch.drop_path: rate_of(block, branch) for branch in found.branches if branch.drop_path is not None}
+    own_drop_rates = {name: rate for name, rate in rates.items() if rate}
+    block.__class__ = stochastic_class(type(block))  # type: ignore[arg-type]  # mypy: a class has no hash
+    block.drop_plan, block.drop_indices = plan, drop_indices
+    block.block_name, block.own_drop_rates = found.name, own_drop_rates
+    for name in own_drop_rates:
+        set_rate(block, name, 0.0)
+
+
+def _own_rates(found: Sequence[FoundBlock], plan_indices: Sequence[tuple[int, ...]]) -> list[set[float]]:
+    """For each index of the plan the rates of the model's own drop paths, 0 where there is none."""
+    rates: dict[int, set[float]] = {}
+    for one, indices in zip(found, plan_indices, strict=True):
+        for branch, index in zip(one.branches, indices, strict=True):
+            rates.setdefault(index, set()).add(rate_of(one.block, branch))
+    return [rates[index] for index in sorted(rates)]
+
+
+def _check_equal_rates(
+    found: Sequence[FoundBlock], plan_indices: Sequence[tuple[int, ...]], own_rates: Sequence[set[float]]
+) -> None:
+    """Refuse branches that are dropped together and have different rates of their own, with a ValueError."""
+    for one, indices in zip(found, plan_indices, strict=True):
+        if any(len(own_rates[index]) > 1 for index in indices):
+            raise ValueError(
+                f"the branches of {one.name} must have the same drop-path rate to be dropped together, got "
+                f"{sorted(own_rates[indices[0]])}: drop_unit='branch' drops each by itself"
+            )
+
+
+def _log_what_is_special(
+    found: Sequence[FoundBlock],
+    own_rates: Sequence[set[float]],
+    plan: DropPlan,
+    unconverted: dict[str, str],
+    *,
+    takes_over: bool,
+) -> None:
+    highest = max(max(rates) for rates in own_rates)
+    if takes_over:
+        _log.info("the model's own drop-path rates up to %g are taken over (scaling=%r)", highest, plan.scaling)
+    elif highest:
+        _log.warning("drop rates up to %g replace the model's own drop-path rates up to %g", max(plan.rates), highest)
+    for reason in sorted(set(unconverted.values())):
+        names = [name for name, text in unconverted.items() if text == reason]
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        _log.warning("%d blocks are not converted: %s (%s)", len(names), reason, shown)
+
+
+def _plan_indices(found: Sequence[FoundBlock], drop_unit: DropUnit) -> list[tuple[int, ...]]:
     """For each block the indices of its branches in the plan."""
     indices, start = [], 0
-    for block in blocks:
-        num_branches = len(_type_of(block).branches)
+    for one in found:
+        num_branches = len(one.branches)
         step = num_branches if drop_unit == "branch" else 1
         indices.append(tuple(range(start, start + step)) if drop_unit == "branch" else (start,) * num_branches)
         start += step
-    if drop_unit == "branch" and start == len(blocks):
+    if drop_unit == "branch" and start == len(found):
         raise ValueError("drop_unit must be 'block' for blocks of a single branch, got 'branch'")
     return indices
 
 
-def _protect(blocks: list[Any], plan_indices: list[tuple[int, ...]], rates: list[float]) -> None:
-    """Set the rate 0 for blocks whose shortcut is not the identity."""
-    protected = [_type_of(block).changes_shape(block) for block in blocks]
+def _protect(found: Sequence[FoundBlock], plan_indices: list[tuple[int, ...]], rates: list[float]) -> None:
+    """Give the rate 0 to the blocks whose shortcut is more than the identity."""
+    protected = [any(branch.is_projection(one.block) for branch in one.branches) for one in found]
     if not any(protected) or all(protected):
         which = "all" if all(protected) else "none"
         raise ValueError(
@@ -116,61 +184,3 @@ def _protect(blocks: list[Any], plan_indices: list[tuple[int, ...]], rates: list
     for is_protected, indices in zip(protected, plan_indices, strict=True):
         for index in indices if is_protected else ():
             rates[index] = 0.0
-
-
-def _type_of(block: nn.Module) -> BlockType:
-    return _type_of_class(type(block))
-
-
-def _type_of_class(cls: type[nn.Module]) -> BlockType:
-    block_type = block_type_of(cls)
-    assert block_type is not None, "only registered blocks are found"
-    return block_type
-
-
-def _find_blocks(model: nn.Module, target_layer_name: str | None) -> list[Any]:
-    if stochastic_blocks(model):
-        raise ValueError("model has stochastic depth already: remove_stochastic_depth(model) comes first")
-    blocks: list[Any] = []
-    for name, module in model.named_modules():
-        cls = next((cls for cls in type(module).__mro__ if block_type_of(cls) is not None), None)
-        if cls is None or target_layer_name not in (None, _type_of_class(cls).name):
-            continue
-        if cls is not type(module):
-            raise ValueError(
-                f"model.{name} is a {type(module).__qualname__}, a subclass of {cls.__qualname__}: only blocks of "
-                f"exactly a registered type are converted, since a subclass may compute something else; "
-                f"register_residual_block({type(module).__qualname__}, ...) says what it computes"
-            )
-        blocks.append(module)
-    _check_no_nested_tensors(model, blocks)
-    if not blocks:
-        raise ValueError(_nothing_found(model, target_layer_name))
-    return blocks
-
-
-def _check_no_nested_tensors(model: nn.Module, blocks: list[Any]) -> None:
-    """A TransformerEncoder with padding passes nested tensors to its layers in evaluation; they cannot be split."""
-    for module in model.modules():
-        if getattr(module, "use_nested_tensor", False) and any(child in blocks for child in module.modules()):
-            raise ValueError(
-                f"enable_nested_tensor must be False in a {type(module).__name__} with stochastic depth, got True"
-            )
-
-
-def _nothing_found(model: nn.Module, target_layer_name: str | None) -> str:
-    wanted = target_layer_name or " or ".join(known_names())
-    classes = {type(module) for module in model.modules()}
-    known = sorted(block_type.name for cls in classes if (block_type := block_type_of(cls)) is not None)
-    similar = sorted(cls.__qualname__ for cls in classes if _looks_residual(cls))
-    message = f"model must contain blocks of type {wanted}, {type(model).__name__} contains none"
-    if known:
-        message += f"; of the known types it has {', '.join(known)}"
-    elif similar:
-        message += f"; {', '.join(similar)} may be residual: register_residual_block(...) makes such a class known"
-    return message
-
-
-def _looks_residual(cls: type[nn.Module]) -> bool:
-    name = cls.__name__.lower()
-    return any(part in name for part in ("block", "bottleneck", "residual", "encoderlayer", "decoderlayer"))

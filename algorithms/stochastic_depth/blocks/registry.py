@@ -1,17 +1,19 @@
 """The registry of block classes, by import path, so that no library is imported that a model does not use."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import cifar, timm, torchvision, transformer
+from . import cifar, timm, timm_transformer, torchvision, transformer
 from .branch import BlockType, Branch
 
 BLOCK_TYPES: dict[str, BlockType] = {
     **torchvision.BLOCK_TYPES,
     **cifar.BLOCK_TYPES,
     **timm.BLOCK_TYPES,
+    **timm_transformer.BLOCK_TYPES,
     **transformer.BLOCK_TYPES,
 }
 
@@ -25,9 +27,10 @@ def register_residual_block(
     last_layer: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Register a block class, so that its blocks can be dropped.
+    """Make a block class with one residual branch known, so that its blocks can be dropped.
 
-    The class's ``forward(x)`` must compute exactly ``after_sum(shortcut(x) + residual(x))``::
+    The class's ``forward(x)`` must compute ``after_sum(shortcut(x) + residual(x))`` and nothing else, which is
+    checked at the first forward of every block::
 
         cf.register_residual_block(
             MyBlock,
@@ -36,41 +39,63 @@ def register_residual_block(
             last_layer="norm",
         )
 
-    If models are pickled to other processes, register at the top level of a module.
+    For blocks with several branches or further arguments there is `register_block_type`. Register at the top
+    level of a module where models are pickled to other processes.
 
     Args:
         cls: The class; its subclasses are not included.
         residual: ``(block, x) -> f(x)``, what can be dropped.
         shortcut: ``(block, x) -> s(x)``; by default the identity.
         after_sum: ``(block, y) -> z``; by default nothing.
-        last_layer: Attribute with the normalisation or linear layer that ends the residual branch, for
-            `fold_stochastic_depth`.
-        name: Its name in `target_layer_name`; by default the name of the class.
+        last_layer: Name of the layer or layer-scale parameter that ends the residual branch, such as ``"norm"``
+            or ``"mlp.fc2"``, for `fold_stochastic_depth`.
+        name: What `target_layer_name` calls it; by default the name of the class.
 
     Raises:
         TypeError: If `cls` is not a subclass of Module or a function is not callable.
         ValueError: If the class or the name is registered already.
     """
-    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
-        raise TypeError(f"cls must be a subclass of torch.nn.Module, got {cls!r}")
     for argument, function in (("residual", residual), ("shortcut", shortcut), ("after_sum", after_sum)):
         if not callable(function) and (function is not None or argument == "residual"):
             raise TypeError(f"{argument} must be a function of block and tensor, got {function!r}")
     if not all(isinstance(text, str) or text is None for text in (last_layer, name)):
         raise TypeError(f"last_layer and name must be strings, got {last_layer!r} and {name!r}")
-    name = name or cls.__name__
-    earlier = BLOCK_TYPES.get(_import_path(cls))  # a class of this name that was redefined, as in a notebook
-    is_redefined = earlier is not None and earlier.cls not in (None, cls) and earlier.name == name
-    if not is_redefined and (earlier is not None or name in known_names()):
-        raise ValueError(f"cls and name must not be registered already, got {cls.__qualname__} and {name!r}")
-    given: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
-    if after_sum is not None:
-        # Only for the known classes it is certain that after_sum was applied to their inputs.
-        given.update(after_sum=after_sum, input_is_final=lambda block: False)
-    if last_layer is not None:
-        given["last_layer"] = lambda block: getattr(block, last_layer, None)
-    changes_shape = (lambda block: False) if shortcut is None else (lambda block: True)
-    BLOCK_TYPES[_import_path(cls)] = BlockType(name, (Branch(residual, **given),), changes_shape, cls=cls)
+    branch = Branch(residual, shortcut, after_sum, last_layer=last_layer)
+    register_block_type(cls, BlockType(name or str(getattr(cls, "__name__", "")), (branch,)))
+
+
+def register_block_type(cls: type[nn.Module], block_type: BlockType) -> None:
+    """Make a block class known by a full description of it::
+
+        cf.register_block_type(
+            MyLayer,
+            cf.BlockType(
+                "MyLayer",
+                [
+                    cf.Branch(lambda block, x, mask=None: block.attn(block.norm1(x), mask), last_layer="attn.proj"),
+                    cf.Branch(lambda block, x, mask=None: block.mlp(block.norm2(x)), last_layer="mlp.2"),
+                ],
+                row_arguments=["mask"],
+            ),
+        )
+
+    Args:
+        cls: The class; exactly it, not its subclasses.
+        block_type: How its blocks split, checked at the first forward of every block.
+
+    Raises:
+        TypeError: If `cls` is no module class or `block_type` no `BlockType`.
+        ValueError: If the class or the name is registered already.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise TypeError(f"cls must be a subclass of torch.nn.Module, got {cls!r}")
+    if not isinstance(block_type, BlockType):
+        raise TypeError(f"block_type must be a BlockType, got {block_type!r}")
+    earlier = BLOCK_TYPES.get(_import_path(cls))  # of a class of this name that was defined again, as in a notebook
+    is_redefined = earlier is not None and earlier.cls not in (None, cls) and earlier.name == block_type.name
+    if not is_redefined and (earlier is not None or block_type.name in known_names()):
+        raise ValueError(f"cls and name must not be registered already, got {cls.__qualname__} and {block_type.name!r}")
+    BLOCK_TYPES[_import_path(cls)] = replace(block_type, cls=cls)
 
 
 def block_type_of(cls: type[nn.Module]) -> BlockType | None:

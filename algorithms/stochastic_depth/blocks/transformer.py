@@ -51,30 +51,28 @@ def _select_masks(
     return (src_mask, src_key_padding_mask, is_causal), {}
 
 
-def _unless_post_norm(norm: str) -> Callable[[Any, Tensor], Tensor]:
+def _unless_pre_norm(norm: str) -> Callable[[Any, Tensor], Tensor]:
     return lambda block, y: y if block.norm_first else getattr(block, norm)(y)
 
 
 BLOCK_TYPES = {
     "torch.nn.modules.transformer.TransformerEncoderLayer": BlockType(
         "TransformerEncoderLayer",
-        (
+        [
             Branch(
                 _attention,
-                after_sum=_unless_post_norm("norm1"),
-                input_is_final=lambda block: block.norm_first,
-                last_layer=lambda block: block.self_attn.out_proj,
+                after_sum=_unless_pre_norm("norm1"),
+                last_layer="self_attn.out_proj",
                 layers=lambda block: [block.self_attn, *([block.norm1] if block.norm_first else [])],
             ),
             Branch(
                 _feed_forward,
-                after_sum=_unless_post_norm("norm2"),
-                input_is_final=lambda block: block.norm_first,
-                last_layer=lambda block: block.linear2,
+                after_sum=_unless_pre_norm("norm2"),
+                last_layer="linear2",
                 layers=lambda block: [block.linear1, block.linear2, *([block.norm2] if block.norm_first else [])],
             ),
-        ),
+        ],
         batch_dim=lambda block: 0 if block.self_attn.batch_first else 1,
-        select=_select_masks,
+        row_arguments=_select_masks,
     ),
 }

@@ -43,6 +43,12 @@ def test_with_scaling_in_training_there_is_nothing_to_fold_in() -> None:
     assert all(torch.equal(value, plain[name]) for name, value in model.state_dict().items())
 
 
+def test_a_factor_of_one_needs_no_layer_to_fold_into() -> None:
+    model = timm.create_model("seresnet18")
+    cf.fold_stochastic_depth(cf.apply_stochastic_depth(model, drop_rate=0.5, scaling="training"))
+    assert not cf.stochastic_blocks(model)
+
+
 def without_weights() -> nn.Module:
     blocks = [Bottleneck(16, 4), Bottleneck(16, 4)]
     blocks[1].bn3 = nn.BatchNorm2d(16, affine=False)
@@ -67,6 +73,19 @@ def with_parametrized_weight() -> nn.Module:
     return nn.Sequential(layer)
 
 
+class WithAdapter(nn.Linear):
+    """A linear layer with a low-rank term, as LoRA has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.mean()
+
+
+def with_subclass() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    layer.linear2 = WithAdapter(16, 8)
+    return nn.Sequential(layer)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -75,7 +94,11 @@ def with_parametrized_weight() -> nn.Module:
             lambda: timm.create_model("seresnet18"),
             r"with weights to fold into, model\.layer1\.0 \(BasicBlock\) does not",
         ),
-        (with_parametrized_weight, r"with weights to fold into, model\.0 \(TransformerEncoderLayer\) does not"),
+        (with_parametrized_weight, r"model\.0 \(TransformerEncoderLayer\) ends in a ParametrizedLinear"),
+        (
+            with_subclass,
+            r"model\.0 \(TransformerEncoderLayer\) ends in a WithAdapter, which may compute something else",
+        ),
         (with_shared_weights, "must not share its weights"),
         (with_shared_parameter, "must not share its weights"),
     ],

@@ -91,7 +91,11 @@ class _OwnForward(Bottleneck):
         ({"drop_rate": 1.2}, ValueError, r"drop_rate must be in \[0, 1\], got 1.2"),
         ({"drop_rate": float("nan")}, ValueError, r"drop_rate must be in \[0, 1\], got nan"),
         ({"drop_rate": "high"}, TypeError, r"drop_rate must be a number in \[0, 1\], got 'high'"),
-        ({"target_layer_name": "Bottleneck"}, ValueError, "target_layer_name must be one of .* got 'Bottleneck'"),
+        (
+            {"target_layer_name": "Wheel"},
+            ValueError,
+            "model must contain blocks of type Wheel, Comp",
+        ),
         ({"use_same_gpu_seed": "no"}, TypeError, "use_same_gpu_seed must be True or False, got 'no'"),
         ({"protect_projections": 1}, TypeError, "protect_projections must be True or False, got 1"),
         ({"seed": "a"}, TypeError, "seed must be an int, got 'a'"),
@@ -99,7 +103,7 @@ class _OwnForward(Bottleneck):
         ({"draws": "fair"}, ValueError, "draws must be 'independent' or 'balanced', got 'fair'"),
         ({"scaling": "never"}, ValueError, "scaling must be 'evaluation' or 'training', got 'never'"),
         ({"drop_unit": "layer"}, ValueError, "drop_unit must be 'block' or 'branch', got 'layer'"),
-        ({"target_layer_name": ""}, ValueError, "target_layer_name must be one of .* got ''"),
+        ({"target_layer_name": ""}, ValueError, "target_layer_name must be the name of .* got ''"),
     ],
 )
 def test_bad_arguments_are_refused_and_leave_the_model_alone(

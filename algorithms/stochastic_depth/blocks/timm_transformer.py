@@ -1,0 +1,146 @@
+"""timm: transformers and MetaFormers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .branch import BlockType, Branch, get_attribute
+
+# ViT
+
+
+def _vit_attention(block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    x = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+    return block.drop_path1(block.ls1(x))
+
+
+def _vit_mlp(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+# EVA
+
+
+def _eva_attention(
+    block: Any, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    x = block.attn(block.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+    return block.drop_path1(_times(block.gamma_1, x))
+
+
+def _eva_mlp(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return block.drop_path2(_times(block.gamma_2, block.mlp(block.norm2(x))))
+
+
+# BEiT
+
+
+def _beit_attention(block: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+    x = block.attn(block.norm1(x), shared_rel_pos_bias=shared_rel_pos_bias)
+    return block.drop_path1(_times(block.gamma_1, x))
+
+
+def _times(gamma: nn.Parameter | None, x: Tensor) -> Tensor:
+    return x if gamma is None else gamma * x
+
+
+# Swin
+
+
+def _swin_mlp(block: Any, x: Tensor) -> Tensor:
+    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+    return block.drop_path2(block.mlp(block.norm2(tokens))).reshape(x.shape)
+
+
+def _swin_v2_mlp(block: Any, x: Tensor) -> Tensor:
+    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+    return block.drop_path2(block.norm2(block.mlp(tokens))).reshape(x.shape)
+
+
+# MetaFormer
+
+
+def _token_mixer(block: Any, x: Tensor) -> Tensor:
+    return block.layer_scale1(block.drop_path1(block.token_mixer(block.norm1(x))))
+
+
+def _metaformer_mlp(block: Any, x: Tensor) -> Tensor:
+    return block.layer_scale2(block.drop_path2(block.mlp(block.norm2(x))))
+
+
+def _first_of(*names: str) -> Any:
+    """The first of these layers and parameters that a block has; an Identity is none."""
+
+    def last_layer(block: Any) -> nn.Module | nn.Parameter | None:
+        found = (get_attribute(block, name) for name in names)
+        return next((one for one in found if one is not None and type(one) is not nn.Identity), None)
+
+    return last_layer
+
+
+def _select_rows(block: Any, take: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+    """Masks and position embeddings of each sample have three dimensions or more, shared ones two or one row."""
+
+    def selected(value: Any) -> Any:
+        return take(value) if isinstance(value, Tensor) and value.dim() > 2 and len(value) > 1 else value
+
+    return tuple(map(selected, args)), {name: selected(value) for name, value in kwargs.items()}
+
+
+def _attention_and_mlp(name: str, attention: Any, mlp: Any, last_layers: tuple[Any, Any]) -> BlockType:
+    return BlockType(
+        name,
+        [
+            Branch(attention, last_layer=last_layers[0], drop_path="drop_path1"),
+            Branch(mlp, last_layer=last_layers[1], drop_path="drop_path2"),
+        ],
+        row_arguments=_select_rows,
+    )
+
+
+BLOCK_TYPES = {
+    "timm.models.vision_transformer.Block": _attention_and_mlp(
+        "TimmViTBlock",
+        _vit_attention,
+        _vit_mlp,
+        (_first_of("ls1", "attn.proj"), _first_of("ls2", "mlp.fc2")),
+    ),
+    "timm.models.eva.EvaBlock": _attention_and_mlp(
+        "TimmEvaBlock", _eva_attention, _eva_mlp, (_first_of("gamma_1", "attn.proj"), _first_of("gamma_2", "mlp.fc2"))
+    ),
+    "timm.models.beit.Block": _attention_and_mlp(
+        "TimmBeitBlock", _beit_attention, _eva_mlp, (_first_of("gamma_1", "attn.proj"), _first_of("gamma_2", "mlp.fc2"))
+    ),
+    "timm.models.swin_transformer.SwinTransformerBlock": _attention_and_mlp(
+        "TimmSwinBlock",
+        lambda block, x: block.drop_path1(block._attn(block.norm1(x))),
+        _swin_mlp,
+        ("attn.proj", "mlp.fc2"),
+    ),
+    "timm.models.swin_transformer_v2.SwinTransformerV2Block": _attention_and_mlp(
+        "TimmSwinV2Block",
+        lambda block, x: block.drop_path1(block.norm1(block._attn(x))),
+        _swin_v2_mlp,
+        ("norm1", "norm2"),
+    ),
+    "timm.models.metaformer.MetaFormerBlock": BlockType(
+        "TimmMetaFormerBlock",
+        [
+            Branch(
+                _token_mixer,
+                lambda block, x: block.res_scale1(x),
+                projects=lambda block: type(block.res_scale1) is not nn.Identity,
+                last_layer=_first_of("layer_scale1", "token_mixer.proj", "token_mixer.pwconv2"),
+                drop_path="drop_path1",
+            ),
+            Branch(
+                _metaformer_mlp,
+                lambda block, x: block.res_scale2(x),
+                projects=lambda block: type(block.res_scale2) is not nn.Identity,
+                last_layer=_first_of("layer_scale2", "mlp.fc2"),
+                drop_path="drop_path2",
+            ),
+        ],
+    ),
+}
