@@ -88,7 +88,9 @@ def _last_parameters(block: StochasticBlock, number: int, name: str) -> list[nn.
             f"in a {type(layer).__qualname__}, which may compute something else"
         )
     # A weight that is computed from others (a parametrization) would forget the factor.
-    held = {} if layer is None else {**layer._parameters, **layer._buffers}
+    held: dict[str, Any] = {}
+    if layer is not None:
+        held = {**dict(layer.named_parameters(recurse=False)), **dict(layer.named_buffers(recurse=False))}
     if attributes is None or held.get(attributes[0]) is None:
         raise ValueError(
             f"every branch must end in a normalisation or linear layer with weights to fold into, {what} does not"
@@ -97,7 +99,11 @@ def _last_parameters(block: StochasticBlock, number: int, name: str) -> list[nn.
 
 
 def _check_not_shared(model: nn.Module, parameters: list[nn.Parameter]) -> None:
-    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    owners = Counter(
+        id(parameter)
+        for module in model.modules()
+        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    )
     uses = Counter(map(id, parameters))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter in parameters:

@@ -18,6 +18,7 @@ from .blocks.checking import check_split
 from .plan import DropPlan
 from .rates import check_rate
 from .rows import add_to_rows, take_rows
+from .torch_internals import is_in_backward, maybe_mark_dynamic
 
 _BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -29,7 +30,7 @@ outside_of_graphs: Callable[[F], F] = torch.compiler.disable(
 )
 """Decorator for what torch.compile must leave to Python."""
 
-TRANSIENT = ("_compiled", "_traces", "_is_checked", "_input_is_relu")
+TRANSIENT = ("_compiled", "traced_branches", "_is_checked", "_input_is_relu")
 """Attributes of converted blocks that copies and pickles do without."""
 
 
@@ -217,7 +218,7 @@ class StochasticBlock(nn.Module):
 
 def _run_compiled(name: str, block: StochasticBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if block.drop_plan.method == "sample":  # or the first change in the number of rows would compile anew
-        torch._dynamo.maybe_mark_dynamic(x, block.block_type.get_batch_dim(block))
+        maybe_mark_dynamic(x, block.block_type.get_batch_dim(block))
     return block._compiled[name](block, x, *args, **kwargs)
 
 

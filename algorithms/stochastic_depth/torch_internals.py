@@ -1,4 +1,6 @@
-"""The private parts of torch that stochastic depth depends on. tests/test_torch_internals.py checks each of them."""
+"""The private parts of torch and timm that stochastic depth depends on. tests/test_torch_internals.py checks them."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,3 +32,8 @@ def remove_forward_hooks(module: nn.Module, *classes: type) -> None:
             del hooks[number]
             module._forward_pre_hooks_with_kwargs.pop(number, None)
             module._forward_hooks_always_called.pop(number, None)
+
+
+def swin_attention(block: Any, x: Tensor) -> Tensor:
+    """The windowed attention of timm's Swin blocks, of ``(N, H, W, C)``."""
+    return block._attn(x)

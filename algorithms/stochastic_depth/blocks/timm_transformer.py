@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..torch_internals import swin_attention
 from .branch import BlockType, Branch, get_attribute
 
 # ViT
@@ -114,13 +115,13 @@ BLOCK_TYPES = {
     ),
     "timm.models.swin_transformer.SwinTransformerBlock": _attention_and_mlp(
         "TimmSwinBlock",
-        lambda block, x: block.drop_path1(block._attn(block.norm1(x))),
+        lambda block, x: block.drop_path1(swin_attention(block, block.norm1(x))),
         _swin_mlp,
         ("attn.proj", "mlp.fc2"),
     ),
     "timm.models.swin_transformer_v2.SwinTransformerV2Block": _attention_and_mlp(
         "TimmSwinV2Block",
-        lambda block, x: block.drop_path1(block.norm1(block._attn(x))),
+        lambda block, x: block.drop_path1(block.norm1(swin_attention(block, x))),
         _swin_v2_mlp,
         ("norm1", "norm2"),
     ),

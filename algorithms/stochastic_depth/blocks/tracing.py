@@ -45,7 +45,7 @@ class TracedType(BlockType):
         values = bind_arguments(self.cls, args, kwargs or {})
         if not hasattr(block, "drop_plan"):  # not converted, so nothing is kept in it
             return trace_branches(block, self.cls, values)
-        traces = block.__dict__.setdefault("_traces", {})
+        traces = block.__dict__.setdefault("traced_branches", {})
         key = block.training, tuple((name, _kind(value)) for name, value in values.items())
         if key not in traces:
             traces[key] = trace_branches(block, self.cls, values)

@@ -12,6 +12,7 @@ from etude.algorithms.stochastic_depth.blocks import block_type_of
 from etude.algorithms.stochastic_depth.blocks.drop_path import find_drop_paths
 from etude.algorithms.stochastic_depth.blocks.registry import BLOCK_TYPES
 from etude.algorithms.stochastic_depth.blocks.tracing import SplitError, trace_branches
+from etude.algorithms.stochastic_depth.torch_internals import swin_attention
 from helpers.residual_families import FAMILIES, build
 from helpers.residual_networks import NETWORKS
 from helpers.residual_networks import build as build_small
@@ -38,6 +39,13 @@ def outcome(network: nn.Module, x: Tensor) -> list[Tensor]:
     used = (x, *network.parameters())
     gradients = torch.autograd.grad(out.square().sum(), used, allow_unused=True)
     return [out, *(torch.zeros_like(p) if g is None else g for p, g in zip(used, gradients, strict=True))]
+
+
+def test_the_attention_of_swin_blocks_has_its_private_name() -> None:
+    """`timm.models.swin_transformer.SwinTransformerBlock._attn`, and that of V2."""
+    for name in ("timm Swin", "timm Swin V2"):
+        block = next(one for one in build(name)[0].modules() if type(one).__name__.endswith("Block"))
+        assert swin_attention(block, torch.randn(2, 8, 8, 16, dtype=torch.float64)).shape == (2, 8, 8, 16)
 
 
 def test_every_known_type_is_tested() -> None:
