@@ -1,5 +1,6 @@
 """The functional form of every algorithm, for use without a Trainer: ``import etude.functional as cf``."""
 
+from .algorithms.ema import compute_ema
 from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
 from .algorithms.stochastic_depth import (
@@ -22,6 +23,7 @@ __all__ = [
     "apply_gradient_clipping",
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
+    "compute_ema",
     "expected_savings",
     "export_network",
     "fold_stochastic_depth",

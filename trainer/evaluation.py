@@ -12,6 +12,7 @@ from . import distributed
 from .checks import check_loss
 from .data.batches import read_batches
 from .data.reader import EpochReader
+from .distributed.parallelism import reshard
 from .precision import Precision, autocast
 from .weights import check_same_weights
 
@@ -70,6 +71,7 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     forward = model.eval_forward if has_own_forward else model
     loss, count = torch.zeros((), device=state.device), 0
     run_event(Event.EVAL_START)
+    distributed.copy_from_rank_zero(model.buffers())  # again: an algorithm may evaluate other buffers
     for _ in read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER):
         run_event(Event.EVAL_BATCH_START)
         with autocast(precision, state.device):
@@ -99,6 +101,7 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     state.eval_metrics.update(numbers)
     state.eval_tensors.update(tensors)
     engine.logger.log_metrics(numbers)
+    reshard(model)  # so that algorithms find the same parameters at EVAL_END as at EVAL_START
     run_event(Event.EVAL_END)
 
 

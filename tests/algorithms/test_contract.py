@@ -15,7 +15,7 @@ import etude
 from etude import Algorithm, Event, State, algorithms
 from etude.engine.identity import describe, find_opaque
 from etude.trainer import CheckpointSaver
-from helpers.battery import BATTERY, make_model, make_trainer, result_of, sgd
+from helpers.battery import BATTERY, Together, make_model, make_trainer, result_of, sgd
 from helpers.networks import images
 from helpers.ranks import run_on_ranks
 from helpers.resumable import differences
@@ -128,8 +128,9 @@ def test_every_setting_is_part_of_the_identity(name: str) -> None:
     assert own == describe(entry.make())
     assert find_opaque(own) == []
     for setting, value in entry.changes.items():
-        changed = describe(entry.make(**{setting: value}))
-        assert [key for key in own if own[key] != changed[key]] == [setting]
+        settings = value if isinstance(value, Together) else {setting: value}
+        changed = describe(entry.make(**settings))
+        assert {key for key in own if own[key] != changed[key]} == set(settings)
         assert find_opaque(changed) == []
 
 

@@ -3,6 +3,7 @@
 A new algorithm joins by one line in `BATTERY`.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 import etude.functional as cf
 from etude import Algorithm, Trainer
-from etude.algorithms import GradientClipping, LabelSmoothing, StartLate, StochasticDepth
+from etude.algorithms import EMA, GradientClipping, LabelSmoothing, StartLate, StochasticDepth
 from helpers.networks import images, tiny_resnet
 from helpers.parallel_training import freeze_batchnorm
 from helpers.probes import AverageWeights, ChangeBatch, ChangeLoss, CountRows, ReplaceParameters
@@ -23,13 +24,17 @@ Batch = tuple[Tensor, Tensor]
 OwnLoop = Callable[[Any, Optimizer, Iterable[Batch]], None]
 
 
+class Together(dict[str, Any]):
+    """Settings that can only be changed together."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One algorithm in the battery.
 
     Args:
         make: Builds it; takes every setting by name.
-        changes: Another value for every setting.
+        changes: Another value for every setting, or `Together` with those that it needs.
         by_hand: Trains a model with the functional form; None if there is none.
         equal_on_ranks: Whether two ranks give the same weights as one on the joined batches.
         only_once: Whether a second one in the same run is refused.
@@ -74,6 +79,16 @@ def clip_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> 
         optimizer.step()
 
 
+def average_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    """The average does not change the training; tests of its own compare it."""
+    ema_model = copy.deepcopy(model)
+    for batch in batches:
+        optimizer.zero_grad()
+        model.loss(model(batch), batch).backward()
+        optimizer.step()
+        cf.compute_ema(model, ema_model, smoothing=0.75)
+
+
 def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
     train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
 
@@ -92,10 +107,17 @@ DEPTH_CHANGES: dict[str, Any] = {
     "protect_projections": True,
 }
 
+EMA_CHANGES = {
+    "half_life": "3ba",
+    "smoothing": Together(half_life=None, smoothing=0.75),
+    "ema_start": "2ba",
+    "update_interval": "2ba",
+}
 CLIPPING = {"clipping_type": "value", "clipping_threshold": 0.01}
 CLIPPING_CHANGES = {"clipping_type": "norm", "clipping_threshold": 0.1}
 
 BATTERY: dict[str, Entry] = {
+    "EMA": Entry(partial(EMA, half_life="2ba"), EMA_CHANGES, average_by_hand),
     "GradientClipping": Entry(partial(GradientClipping, **CLIPPING), CLIPPING_CHANGES, clip_by_hand),
     "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2}, smooth_by_hand),
     "StochasticDepth": Entry(partial(StochasticDepth, drop_rate=0.5), DEPTH_CHANGES, drop_by_hand, only_once=True),

@@ -99,6 +99,15 @@ def parallelize(state: State, parallelism: Parallelism, *, find_unused_parameter
     return GradientSynchronizer(state.model, units, ranks_may_differ=may_differ)
 
 
+def reshard(model: nn.Module) -> None:
+    """Free the whole parameters that a forward without a backward leaves on each rank; only of a sharded model."""
+    if world_size() > 1:
+        from torch.distributed.fsdp import FSDPModule
+
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
 class _ShardedSynchronizer:
     """FSDP2 averages gradients in the backward pass; it is only told when."""
 
