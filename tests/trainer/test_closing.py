@@ -114,12 +114,12 @@ class TestBadData:
 
     @pytest.mark.parametrize("batch", ["text", None, (1, 2), {"x": [1]}], ids=["text", "none", "numbers", "dict"])
     def test_a_batch_without_tensors_is_refused(self, batch):
-        with pytest.raises(ValueError, match=f"a batch must be .* got a {type(batch).__name__} without any"):
+        with pytest.raises(ValueError, match=f"a batch must be .* got a {type(batch).__name__} without tensors$"):
             CPUTrainer(linear_model(), [batch], None, "1ep").fit()
 
     def test_a_batch_of_unequal_rows_is_refused(self):
         batch = torch.zeros(4, 8), torch.zeros(3).long()
-        with pytest.raises(ValueError, match=r"must have the same first dimension, got \[3, 4\]"):
+        with pytest.raises(ValueError, match=r"must have the same first dimension, got .*\(4, 8\), .*\(3,\)"):
             CPUTrainer(linear_model(), [batch], None, "1ep").fit()
 
     @pytest.mark.parametrize(

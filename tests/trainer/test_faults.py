@@ -421,7 +421,7 @@ class DyingData(Dataset):
         return torch.randn(8), index % 3
 
 
-WORKER_DIED = r"DataLoader worker \(pid\(?s? ?.*\) (exited unexpectedly|is killed)|died while it handed over a batch"
+WORKER_DIED = r"DataLoader worker \(pid\(?s? ?.*\) (exited unexpectedly|is killed)|died while it sent a batch"
 
 
 # torch raises the error from a signal handler, wherever the main process is, which may have just opened a file.

@@ -33,7 +33,7 @@ def test_a_bad_setting_of_one_rank_is_refused_on_all() -> None:
 @on_ranks(2)
 def test_saving_on_one_rank_only_is_refused(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"save_folder": tmp_path} if dist.get_rank() == 0 else {}
-    with refused("rank 1 differs from rank 0 in callbacks"):
+    with refused("rank 1 differs from rank 0 in save_folder"):
         train(LinearModel(), vectors(), "1ba", **settings)
 
 
