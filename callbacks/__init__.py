@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: early stopping, learning rates, speed and memory."""
+"""Callbacks: early stopping, learning rates, speed and memory."""
 
 from .early_stopper import EarlyStopper
 from .lr_monitor import LRMonitor

@@ -16,16 +16,16 @@ class EarlyStopper(MetricStopper):
 
     Args:
         monitor: Name of the metric in ``model.get_metrics(is_train=False)``, or ``"loss"``.
-        dataloader_label: Name of the evaluation data; ``"eval"`` if there is one set only.
+        dataloader_label: Name of the evaluation data; ``"eval"`` if there is only one set.
         comp: ``"less"`` (or ``"lt"``), ``"greater"`` (``"gt"``), or a function of the latest and the best value, as
             tensors, that tells whether the latest is better. By default less for names with "loss", "error" or
             "perplexity", greater for all others.
-        min_delta: By more than this must a value differ from the best one to be an improvement, at least 0.
-        patience: How long the metric need not improve, in epochs or batches; an int is in epochs.
+        min_delta: Smallest difference from the best value that counts as an improvement, exclusive, at least 0.
+        patience: How long the metric may fail to improve, in epochs or batches; an int is in epochs.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument breaks its rule. A metric that there is not is refused when training starts.
+        ValueError: If an argument is invalid. An unknown metric is an error when training starts.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class EarlyStopper(MetricStopper):
         return self.is_better(value, best) and abs(value - best) > self.min_delta
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, when it was reached, and whether training was ended."""
+        """The best value, when it was reached, and whether training was stopped."""
         return {**super().state_dict(), "best": self._best, "improved_at": self._improved_at.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Logs how much memory is used."""
+"""Logs memory usage."""
 
 import sys
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class MemoryMonitor(Callback):
         self.memory_keys = dict(_METRICS if memory_keys is None else memory_keys)
 
     def init(self, state: State, logger: Logger) -> None:
-        """Refuse statistics that there are not.
+        """Check the names of the statistics.
 
         Raises:
             ValueError: If `memory_keys` names an unknown one.

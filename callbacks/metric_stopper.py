@@ -1,4 +1,4 @@
-"""What both callbacks share that end training because of a metric."""
+"""Base class of the callbacks that end training because of a metric."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ _LOWER_IS_BETTER = ("loss", "error", "perplexity")
 
 
 class MetricStopper(Callback):
-    """Looks at one metric after each of its evaluations and may end the training.
+    """Checks one metric after each evaluation, and may end the training.
 
     Args:
         monitor: Name of the metric in ``model.get_metrics(is_train=False)``, or ``"loss"``.
@@ -55,10 +55,10 @@ class MetricStopper(Callback):
         raise NotImplementedError
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Refuse a metric that there is not, and stop again where the run that is resumed has been stopped.
+        """Check that the metric exists, and stop again if the resumed run had been stopped.
 
         Raises:
-            ValueError: If there is no such metric or no such data.
+            ValueError: If the metric or the evaluation data does not exist.
         """
         if not state.evaluators:
             raise ValueError(f"{type(self).__name__} needs an eval_dataloader, got None")
@@ -73,17 +73,17 @@ class MetricStopper(Callback):
             state.stop_training()
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Compare, and end the training if it is time."""
+        """Check the metric, and end the training if it asks for that."""
         if state.dataloader_label == self.dataloader_label and self.should_stop(self._value(state), state):
             self._has_stopped = True
             state.stop_training()
 
     def is_better(self, value: float, other: float) -> bool:
-        """Whether `value` is better than `other`, as `comp` tells."""
+        """Whether `value` is better than `other`, according to `comp`."""
         return bool(self.comp(torch.tensor(value, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it has ended the training."""
+        """Whether this callback has ended the training."""
         return {"has_stopped": self._has_stopped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Logs how fast training is."""
+"""Logs the throughput of training."""
 
 import time
 from collections import deque
@@ -15,7 +15,7 @@ class SpeedMonitor(Callback):
     """Logs throughput and elapsed time after every step, under Composer's names.
 
     - ``throughput/batches_per_sec`` and ``throughput/samples_per_sec``: the mean over the latest `window_size` steps,
-      or as many as there are since `Trainer.fit` was called.
+      or all steps since `Trainer.fit` was called.
     - ``throughput/device/batches_per_sec`` and ``throughput/device/samples_per_sec``: the same divided by the number
       of ranks.
     - ``time/train``, ``time/val`` and ``time/total``: the time spent training and evaluating, in `time_unit`.
@@ -28,7 +28,7 @@ class SpeedMonitor(Callback):
         time_unit: Unit of the elapsed times.
 
     Raises:
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(self, window_size: int = 100, time_unit: TimeName = "hours") -> None:
@@ -77,7 +77,7 @@ class SpeedMonitor(Callback):
         self._eval_clock = time.perf_counter()
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Count its time as time of evaluation, and not of training."""
+        """Add its time to the evaluation time."""
         seconds = time.perf_counter() - self._eval_clock
         self._eval_seconds += seconds
         self._clock += seconds

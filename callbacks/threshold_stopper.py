@@ -15,7 +15,7 @@ class ThresholdStopper(MetricStopper):
 
     Args:
         monitor: Name of the metric in ``model.get_metrics(is_train=False)``, or ``"loss"``.
-        dataloader_label: Name of the evaluation data; ``"eval"`` if there is one set only.
+        dataloader_label: Name of the evaluation data; ``"eval"`` if there is only one set.
         threshold: The value that the metric must be better than.
         comp: ``"less"`` (or ``"lt"``), ``"greater"`` (``"gt"``), or a function of the value and the threshold, as
             tensors, that tells whether training ends. By default less for names with "loss", "error" or
@@ -23,7 +23,7 @@ class ThresholdStopper(MetricStopper):
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument breaks its rule. A metric that there is not is refused when training starts.
+        ValueError: If an argument is invalid. An unknown metric is an error when training starts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where metrics go: files, the terminal, memory, TensorBoard and Weights & Biases."""
+"""Destinations of metrics: files, the terminal, memory, TensorBoard and Weights & Biases."""
 
 from .console_logger import ConsoleLogger
 from .file_logger import FileLogger

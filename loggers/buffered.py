@@ -1,4 +1,4 @@
-"""What destinations share that write rows of metrics in groups."""
+"""Base class of the destinations that write rows of metrics in groups."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ _TENSORS = (Tensor, np.generic)
 
 
 class BufferedDestination(LoggerDestination):
-    """Collects what is logged as one row per step, and writes rows in groups.
+    """Collects what is logged into one row per step, and writes rows in groups.
 
-    Values on a GPU are then waited for once per group. The row of the latest step is held until a later step begins
-    or training ends, as more may come; an evaluation after that has a row of its own.
+    The host therefore waits for values on a GPU once per group. The row of the latest step is kept until a later step
+    begins or training ends, as more values may be logged; an evaluation after that gets a separate row.
 
     Args:
         rows_per_write: Rows in a group, at least 1. The ends of an epoch and of the run write at once.
 
     Raises:
-        ValueError: If `rows_per_write` breaks its rule.
+        ValueError: If `rows_per_write` is invalid.
     """
 
     def __init__(self, rows_per_write: int) -> None:
@@ -46,11 +46,11 @@ class BufferedDestination(LoggerDestination):
     def log_metrics(self, metrics: Mapping[str, Metric], step: int) -> None:
         """Add to the row of `step`."""
         if step not in self._rows and len(self._rows) >= self.rows_per_write:
-            self._write()  # every row is of an earlier step
+            self._write()  # all rows belong to earlier steps
         self._rows.setdefault(step, {}).update(metrics)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Write all rows but that of the latest step."""
+        """Write all rows except that of the latest step."""
         self._write(hold_step=state.timestamp.batch.value)
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
@@ -66,14 +66,14 @@ class BufferedDestination(LoggerDestination):
         self._write()
 
     def pending_rows(self) -> list[list[Any]]:
-        """The rows that are not written yet, as ``[step, row]`` of plain values. It waits for the device."""
+        """The rows that are not written yet, as ``[step, row]`` of plain values. Waits for the device."""
         return [[step, plain(row)] for step, row in self._rows.items()]
 
     def restore_rows(self, rows: Any) -> None:
-        """Drop the rows that are not written yet, for those of `pending_rows`.
+        """Replace the rows that are not written yet by those of `pending_rows`.
 
         Raises:
-            ValueError: If `rows` are not of that form.
+            ValueError: If `rows` has another form.
         """
         if not _are_rows(rows):
             rule = "a list of [step, {name: number or None}] with one entry per step"

@@ -13,13 +13,13 @@ class ConsoleLogger(LoggerDestination):
     """Prints the latest value of every metric, once per interval and after each evaluation.
 
     Args:
-        log_interval: How often, in epochs or batches; an int is in epochs. What is left at the end of training is
-            printed, too.
+        log_interval: How often, in epochs or batches; an int is in epochs. The last values are also
+            printed at the end of training.
         stream: ``"stdout"``, ``"stderr"``, or a file that is open for text.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class ConsoleLogger(LoggerDestination):
         self._metrics.update(metrics)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Print, if it is time."""
+        """Print if the interval has elapsed."""
         self._print_if_due(state, TimeUnit.BATCH)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Print, if it is time."""
+        """Print if the interval has elapsed."""
         self._print_if_due(state, TimeUnit.EPOCH)
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Print what was logged before, so that the results of the evaluation are by themselves."""
+        """Print what was logged before, so that the results of the evaluation are printed separately."""
         self._print(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -54,7 +54,7 @@ class ConsoleLogger(LoggerDestination):
         self._print(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Print what is left."""
+        """Print the last values."""
         self._print(state)
 
     def _print_if_due(self, state: State, unit: TimeUnit) -> None:

@@ -19,22 +19,22 @@ _log = logging.getLogger(__name__)
 class FileLogger(BufferedDestination):
     """Writes one row per batch, with everything that was logged for it.
 
-    Rows are written in groups, so that values on a GPU are waited for once per group. The row of the
-    latest step is held until a later step begins or training ends, as more may come; an evaluation
-    after that has a row of its own.
+    Rows are written in groups, so that the host waits for values on a GPU once per group. The row of the
+    latest step is kept until a later step begins or training ends, as more values may be logged; an
+    evaluation after that gets a separate row.
 
-    A run that is killed leaves at most half a line at the end of a file. `load_state_dict` truncates the
-    files to what they held at `state_dict`, so that a resumed run has the files of an uninterrupted one.
+    A killed process leaves at most one incomplete line at the end of a file. `load_state_dict` truncates the
+    files to their contents at `state_dict`, so that a resumed run has the files of an uninterrupted one.
 
     Args:
-        folder: The folder of the files; it is made when the first row is written.
+        folder: The folder of the files; created when the first row is written.
         rows_per_write: Rows in a group, at least 1. The ends of an epoch and of the run write at once.
-        append: Accept a folder that holds metrics, to continue from a checkpoint. If none is loaded, they
-            are replaced when the first group of rows is written.
+        append: Accept a folder that contains metrics, to continue from a checkpoint. If none is loaded, the
+            metrics are replaced when the first group of rows is written.
 
     Raises:
-        FileExistsError: If the folder holds metrics already, unless `append`.
-        ValueError: If `rows_per_write` breaks its rule.
+        FileExistsError: If the folder already contains metrics, unless `append`.
+        ValueError: If `rows_per_write` is invalid.
     """
 
     def __init__(self, folder: str | Path, rows_per_write: int = 10, append: bool = False) -> None:
@@ -68,7 +68,7 @@ class FileLogger(BufferedDestination):
     def write_rows(self, rows: Sequence[tuple[int, Row]]) -> None:
         """Append rows to both files."""
         if self.append and self._num_written == 0:
-            self._keep([])  # the rows in the file are those of a run that was not resumed
+            self._keep([])  # the rows in the file belong to a run that was not resumed
         if self._num_written == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
         numbered = [{"step": step, **_finite(row)} for step, row in rows]
@@ -79,7 +79,7 @@ class FileLogger(BufferedDestination):
         self._last_step = rows[-1][0]
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the files reach and the rows that are still to be written, as plain values.
+        """The position in the files and the rows that are not written yet, as plain values.
 
         Reading the rows waits for the device; nothing is written.
 
@@ -91,13 +91,13 @@ class FileLogger(BufferedDestination):
         return {"last_step": self._last_step, "num_written": self._num_written, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the files and the rows to be written back to what they were at `state_dict`.
+        """Restore the files and the pending rows to their state at `state_dict`.
 
-        What was written since then is dropped, and so are the rows that are to be written now. A warning names
-        rows that should be in the file and are not.
+        Rows that were written since then are removed, and the present pending rows are dropped. A warning reports
+        rows that are missing in the file.
 
         Raises:
-            ValueError: If `state` is not of the form that `state_dict` gives.
+            ValueError: If `state` does not have the form that `state_dict` returns.
         """
         _check_state(state)
         self.restore_rows(state["rows"])
@@ -113,7 +113,7 @@ class FileLogger(BufferedDestination):
             )
 
     def _keep(self, lines_and_rows: Sequence[tuple[bytes, dict[str, Any]]]) -> None:
-        """Take both files back to these lines of ``metrics.jsonl``."""
+        """Truncate both files to these lines of ``metrics.jsonl``."""
         rows = [row for _, row in lines_and_rows]
         self._columns, self._num_written = [], len(rows)
         self._last_step = rows[-1]["step"] if rows else None
@@ -125,7 +125,7 @@ class FileLogger(BufferedDestination):
             self._jsonl.unlink(missing_ok=True)
 
     def _write_csv(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows that ``metrics.jsonl`` holds; with a new name the table is made anew from there."""
+        """Append rows to the table; a new metric rewrites it from ``metrics.jsonl``."""
         new_columns = dict.fromkeys(name for row in rows for name in row if name not in self._columns)
         if new_columns:
             self._columns += new_columns
@@ -142,12 +142,12 @@ class FileLogger(BufferedDestination):
 
 
 def _finite(row: Row) -> Row:
-    """None for the values that JSON does not have."""
+    """Replace values that JSON does not support by None."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Lines and their rows, up to the first line that is none: a kill may leave half a line at the end."""
+    """Lines and their rows, up to the first invalid line: a killed process may leave an incomplete one at the end."""
     if not path.exists():
         return
     with open(path, "rb") as file:

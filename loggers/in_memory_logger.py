@@ -12,7 +12,7 @@ from .buffered import plain
 
 
 class InMemoryLogger(LoggerDestination):
-    """Keeps everything that is logged. A resumed run has what was logged before its checkpoint, too.
+    """Keeps everything that is logged. A resumed run includes what was logged before its checkpoint.
 
     Attributes:
         data: For each name the list of ``(timestamp, value)``. The timestamp's ``batch`` is the number of the batch
@@ -68,7 +68,7 @@ class InMemoryLogger(LoggerDestination):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the values of `state_dict` instead of those that there are."""
+        """Replace all values by those of `state_dict`."""
         self.data, self.most_recent_values, self.most_recent_timestamps = {}, {}, {}
         for name, values in state.items():
             for counts, value in values:

@@ -18,8 +18,9 @@ _LOSSES_PER_SUM = 256
 class ProgressBar(LoggerDestination):
     """One bar per epoch and evaluation, with the loss and the samples per second.
 
-    In a notebook it is a widget, on a terminal a line of standard error. Where that is no terminal, lines are printed
-    at least 30 s apart. After an evaluation its results are printed with the mean training loss of the epoch so far.
+    In a notebook it is a widget, on a terminal a line of standard error. If standard error is not a terminal, lines are
+    printed at least 30 s apart. The results of an evaluation are printed with the mean training loss of the epoch so
+    far.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class ProgressBar(LoggerDestination):
         self._began_sample = 0
 
     def log_metrics(self, metrics: Mapping[str, Metric], step: int) -> None:
-        """Keep the training loss to show it."""
+        """Keep the training loss for the display."""
         if "loss/train/total" in metrics:
             self._losses.latest = metrics["loss/train/total"]
 
@@ -50,7 +51,7 @@ class ProgressBar(LoggerDestination):
         self._begin_bar(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Update the bar, or print a line if it is time."""
+        """Update the bar, or print a line if the last one was printed long enough ago."""
         now = time.monotonic()
         self._losses.add(state.global_batch_num_samples)
         if self._bar is not None:
@@ -69,7 +70,7 @@ class ProgressBar(LoggerDestination):
         self._end_bars()
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Begin a bar of its own below that of training."""
+        """Begin a separate bar below that of training."""
         if self._bar_class is not None:
             total = _length(state.eval_dataloader)
             self._eval_bar = self._bar_class(
@@ -107,7 +108,7 @@ class ProgressBar(LoggerDestination):
         self._end_bars()
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean training loss of the epoch so far. It waits for the device."""
+        """The mean training loss of the epoch so far. Waits for the device."""
         return self._losses.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,7 +148,7 @@ class ProgressBar(LoggerDestination):
 class _MeanLoss:
     """The mean over the samples of an epoch, without steps whose loss was NaN or infinite.
 
-    Losses are kept as they are and summed in groups on their device, which costs the least per step.
+    Losses are collected and summed in groups on their device, which has the lowest cost per step.
     """
 
     def __init__(self) -> None:
@@ -163,7 +164,7 @@ class _MeanLoss:
                 self._add_up()
 
     def mean(self) -> float | None:
-        """The mean; None without a loss. It waits for the device."""
+        """The mean; None if there is no loss. Waits for the device."""
         self._add_up()
         total, num_samples = self._sum.tolist()
         return total / num_samples if num_samples else None
@@ -188,7 +189,7 @@ class _MeanLoss:
 
 
 def _bar_class() -> Any:
-    """The class of tqdm for a notebook or a terminal; None where standard error is neither."""
+    """The class of tqdm for a notebook or a terminal; None if standard error is neither."""
     from tqdm.auto import tqdm  # it looks for a notebook when it is imported
     from tqdm.std import tqdm as terminal_tqdm
 

@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 class TensorboardLogger(BufferedDestination):
     """Writes metrics as TensorBoard scalars, one per step and name. ``pip install etude[tensorboard]``.
 
-    A resumed run continues in the same folder; TensorBoard then hides what the run before it had logged after its
+    A resumed run continues in the same folder; TensorBoard then hides what the previous process had logged after the
     checkpoint.
 
     Args:
         log_dir: The folder of this run; TensorBoard shows each folder as a run.
-        flush_interval: How many steps are collected before they are written, at least 1.
+        flush_interval: Number of steps that are collected before they are written, at least 1.
 
     Raises:
         ImportError: If tensorboard is not installed.
-        ValueError: If `flush_interval` breaks its rule.
+        ValueError: If `flush_interval` is invalid.
     """
 
     def __init__(self, log_dir: str | Path = "tensorboard_logs", flush_interval: int = 100) -> None:
@@ -43,7 +43,7 @@ class TensorboardLogger(BufferedDestination):
         self._is_resumed = False
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Write the settings as text, unless the run is resumed, which has them already."""
+        """Write the settings as text, unless the run is resumed and already has them."""
         if not self._is_resumed:
             text = json.dumps(dict(hyperparameters), indent=4, default=str)
             indented = "\n".join(f"    {line}" for line in text.splitlines())  # code in Markdown
@@ -69,7 +69,7 @@ class TensorboardLogger(BufferedDestination):
                 self._writer = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The last step that is written, and the rows that are not."""
+        """The last written step, and the rows that are not written yet."""
         return {"last_step": self._last_step, "rows": self.pending_rows()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class WandBLogger(BufferedDestination):
     """Sends settings and metrics to Weights & Biases. ``pip install etude[wandb]``.
 
-    A resumed run continues the run on the server. That one ignores steps that it has seen, so there are no double
-    rows. Without a network use ``init_kwargs={"mode": "offline"}``, or ``WANDB_MODE=offline`` in the environment.
+    A resumed run continues the run on the server, which ignores steps that it already has, so no row is duplicated.
+    Without a network use ``init_kwargs={"mode": "offline"}``, or ``WANDB_MODE=offline`` in the environment.
 
     Args:
         project: Name of the project.
@@ -27,11 +27,11 @@ class WandBLogger(BufferedDestination):
         entity: User or team.
         tags: Tags of the run.
         init_kwargs: Further arguments of ``wandb.init``.
-        rows_per_write: How many steps are collected before they are sent, at least 1.
+        rows_per_write: Number of steps that are collected before they are sent, at least 1.
 
     Raises:
         ImportError: If wandb is not installed.
-        ValueError: If `init_kwargs` has an argument that is given already, or `rows_per_write` breaks its rule.
+        ValueError: If `init_kwargs` has an argument that the logger sets, or `rows_per_write` is invalid.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class WandBLogger(BufferedDestination):
         given = {key: value for key, value in given.items() if value is not None}
         init_kwargs = dict(init_kwargs or {})
         if twice := [key for key in (*given, "id", "resume") if key in init_kwargs]:
-            raise ValueError(f"init_kwargs must not have what the logger sets itself, got {twice[0]!r}")
+            raise ValueError(f"init_kwargs must not contain arguments that the logger sets, got {twice[0]!r}")
         self.init_kwargs = {**init_kwargs, **given}
         self._run: Run | None = None
         self._run_id = uuid.uuid4().hex[:8]
@@ -77,7 +77,7 @@ class WandBLogger(BufferedDestination):
                 self._run = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The identity of the run, and the rows that are not sent yet."""
+        """The id of the run, and the rows that are not sent yet."""
         return {"run_id": self._run_id, "rows": self.pending_rows()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

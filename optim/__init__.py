@@ -1,4 +1,4 @@
-"""Learning rate schedules in time strings, and parameter groups without weight decay."""
+"""Learning rate schedules with durations as time strings, and parameter groups without weight decay."""
 
 from .parameter_groups import parameter_groups
 from .schedulers import (

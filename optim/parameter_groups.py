@@ -1,4 +1,4 @@
-"""Parameter groups for an optimizer, without weight decay where it is usually left out."""
+"""Parameter groups for an optimizer that exclude some parameters from weight decay."""
 
 import math
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ _NORMALIZATIONS = (
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """Split the trainable parameters into a group with weight decay and a group without.
 
-    Not decayed are, as in the training scripts of timm and torchvision: biases, parameters of normalization
+    As in the training scripts of timm and torchvision, these are not decayed: biases, parameters of normalization
     layers, all parameters with fewer than two dimensions (such as layer scales), and those that a module names in
     its method ``no_weight_decay()``, as timm's vision transformers do for their position embeddings. Parameters
-    with ``requires_grad=False`` are left out.
+    with ``requires_grad=False`` are in no group.
 
     .. code-block:: python
 
@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         weight_decay: Weight decay of the first group, at least 0.
 
     Returns:
-        One or two groups, first the one with weight decay; a group without parameters is left out.
+        One or two groups, first the one with weight decay; empty groups are omitted.
 
     Raises:
         ValueError: If `weight_decay` is negative or not finite, or the model has no trainable parameter.

@@ -1,7 +1,7 @@
 """Learning rate schedules as functions of the state of a run, with durations as `Time` or time strings.
 
 A schedule gives the factor of the initial learning rate, as Composer's schedulers do. It is evaluated before every
-step and depends on nothing but the timestamp and the duration of the run, so there is nothing to save for a resume.
+step and depends only on the timestamp and the duration of the run, so it has no state to save.
 """
 
 import math
@@ -17,8 +17,8 @@ _TOLERANCE = 1e-9  # of the ratio of two durations in different units
 class ComposerScheduler(Protocol):
     """The interface of a schedule: any callable of the state, such as a function.
 
-    It must be a pure function: of the timestamp and the duration of the training, and of nothing that a resumed
-    run does not know.
+    It must be a pure function of the timestamp and the duration of the training, so that a resumed run gets the same
+    values.
     """
 
     def __call__(self, state: State) -> float:
@@ -28,7 +28,7 @@ class ComposerScheduler(Protocol):
 
 @dataclass(frozen=True)
 class _Schedule:
-    """What all schedules of this module share: their fields are times and numbers, checked at construction."""
+    """Base class of the schedules of this module: their fields are times and numbers, checked at construction."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,7 +50,7 @@ class _Schedule:
         return any(time.unit is TimeUnit.DURATION for _, time in self._times())
 
     def check(self, state: State) -> None:
-        """Refuse a schedule that does not fit the training.
+        """Check that the schedule fits the training.
 
         Raises:
             ValueError: If it is longer than the training, or its times cannot be compared.

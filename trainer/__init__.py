@@ -1,4 +1,4 @@
-"""The training loop and what belongs to the machine: data movement, precision, progress, files."""
+"""The training loop, with data loading, precision, distributed training and checkpoints."""
 
 from .checkpoint import CheckpointError, CheckpointSaver, load_weights
 from .distributed import RankLostError

@@ -12,10 +12,10 @@ Schedule = Callable[[State], float]
 
 
 def check_schedules(state: State) -> None:
-    """Refuse schedules that do not fit the training, as far as they can tell.
+    """Call the method `check` of every schedule that has one.
 
     Raises:
-        ValueError: By the schedule.
+        ValueError: If a schedule does not fit the training.
     """
     for schedule in state.schedules:
         if state.max_duration is not None and hasattr(schedule, "check"):

@@ -1,4 +1,4 @@
-"""Seeds of the global generators, and what may draw from them."""
+"""Seeds and states of the global random number generators."""
 
 import random
 import struct
@@ -14,7 +14,7 @@ import torch
 def seed_all(seed: int, deterministic_mode: bool, rank: int = 0) -> None:
     """Seed the generators of python, numpy and torch, and choose deterministic kernels if asked to.
 
-    Ranks draw different numbers, as for the dropout of their different rows; rank 0 draws those of the seed itself.
+    Ranks draw different numbers, for example for dropout; rank 0 uses the seed itself.
     """
     seed = (seed + rank * 0x9E3779B1) % 2**32
     random.seed(seed)
@@ -28,11 +28,10 @@ def seed_all(seed: int, deterministic_mode: bool, rank: int = 0) -> None:
 def hashed_seeds(*key: int) -> tuple[int, int, int]:
     """Seeds for the generators of python, torch and numpy (64, 64 and 32 bits), a pure function of the key.
 
-    The three differ: torch and numpy run the same Mersenne Twister, and one seed for both would give both the same
-    numbers.
+    The three differ: torch and numpy both use the Mersenne Twister, and would draw the same numbers from one seed.
 
     Args:
-        key: Whole numbers from 0 to 2**64 - 1.
+        key: Ints in [0, 2**64).
     """
     return _SEEDS.unpack(blake2b(struct.pack(f"<{len(key)}Q", *key), digest_size=_SEEDS.size).digest())
 
@@ -41,7 +40,7 @@ def seed_generators(*key: int, own: Iterable[torch.Generator] = ()) -> None:
     """Seed the global generators of python, numpy and torch's CPU with a hash of the key.
 
     Args:
-        key: Whole numbers from 0 to 2**64 - 1.
+        key: Ints in [0, 2**64).
         own: More generators to seed, each with a hash of the key and its own initial seed.
     """
     for_python, for_torch, for_numpy = hashed_seeds(*key)
@@ -56,7 +55,7 @@ def generator_states(device: torch.device) -> dict[str, Any]:
     """The states of the global generators (python, numpy, torch), as plain values and tensors.
 
     Args:
-        device: Whose generator is among them, besides that of the CPU.
+        device: Its generator is included, besides that of the CPU.
     """
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # what user code draws from
     numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
@@ -67,7 +66,7 @@ def generator_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_generator_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put the global generators back into the states that `generator_states` gave."""
+    """Restore the states that `generator_states` returned."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     numpy_state = {**states["numpy"], "state": {**states["numpy"]["state"]}}
@@ -80,11 +79,11 @@ def set_generator_states(states: Mapping[str, Any], device: torch.device) -> Non
 
 @contextmanager
 def generators_kept(own: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """Whatever is seeded or drawn inside, the global generators and `own` are afterwards as they were before."""
+    """A context after which the global generators and those in `own` have the states that they had before it."""
     of_python, of_torch = random.getstate(), torch.default_generator.get_state()
     of_own = [generator.get_state() for generator in own]
-    # Another bit generator stands in for numpy's, as to copy the state back takes 25 us. Exchanging them loses only a
-    # normal number that numpy drew ahead, so that the state is copied back where there is one.
+    # numpy's bit generator is exchanged for another one, as restoring the state takes 25 us. This loses only a normal
+    # number that numpy has drawn in advance; if there is one, the state is restored instead.
     of_numpy, bits = np.random.get_state(legacy=False), np.random.mtrand.get_bit_generator()  # noqa: NPY002
     stand_in = _stand_ins.pop() if _stand_ins else np.random.MT19937(0)
     np.random.mtrand.set_bit_generator(stand_in)
@@ -102,4 +101,4 @@ def generators_kept(own: Sequence[torch.Generator] = ()) -> Iterator[None]:
 
 
 _SEEDS = struct.Struct("<QQI")
-_stand_ins: list[np.random.MT19937] = []  # idle ones: making one takes 60 us
+_stand_ins: list[np.random.MT19937] = []  # unused ones: creating one takes 60 us

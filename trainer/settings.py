@@ -1,4 +1,4 @@
-"""The settings of a run as plain values: kept beside its results, and compared over ranks and at a resume."""
+"""The settings of a run as plain values: saved with its results, compared between ranks and when resuming."""
 
 import hashlib
 import json
@@ -76,10 +76,10 @@ def describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
 
 
 def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
-    """Refuse ranks that were started with different settings.
+    """Check that all ranks were started with the same settings.
 
     Raises:
-        ValueError: It names the first rank that differs from rank 0, and the setting.
+        ValueError: With the first rank that differs from rank 0, and the setting.
     """
     first, *others = distributed.gather(settings)
     for rank, other in enumerate(others, start=1):
@@ -88,15 +88,15 @@ def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
 
 
 def check_same_training(saved: Any, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    """Refuse to resume if the settings make it a different training, and warn of all other changes.
+    """Check that the settings that must match when resuming do, and warn of all other changes.
 
     Args:
         saved: The settings in the checkpoint.
         settings: Of the run that resumes.
-        may_change: The options that do not make it a different training.
+        may_change: The options that need not match.
 
     Raises:
-        ValueError: It names all settings that must be the same and are not.
+        ValueError: With all settings that must match and do not.
     """
     if not isinstance(saved, dict):
         raise ValueError(f"the settings in a checkpoint must be a dictionary, got a {type(saved).__name__}")
@@ -154,7 +154,7 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _describe_scheduler(scheduler: LRScheduler) -> dict[str, Any]:
-    """The values that `scheduler` saves, and the functions, which it does not."""
+    """The values that `scheduler` saves, and its functions, which it does not save."""
     saved, inner_schedulers = split_scheduler(scheduler)
     functions = {name: value for name, value in vars(scheduler).items() if _has_functions(value)}
     inner = [_describe_scheduler(item) for item in inner_schedulers]

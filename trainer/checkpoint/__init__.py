@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, how they are written, read and found, and when they are saved."""
+"""Checkpoints: their contents, writing, reading, finding and saving them."""
 
 from .file import CheckpointError
 from .loading import load_weights

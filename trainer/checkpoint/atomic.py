@@ -40,7 +40,7 @@ def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files of processes that were killed.
 
     A file of a process of this machine is removed when that process no longer runs. Whether another machine, or a
-    container with process numbers of its own, still writes a file is not known here: such a file is removed only
+    container with a separate PID namespace, is still writing a file cannot be known here: such a file is removed only
     when nothing was written to it for a day.
 
     Not to be called while another thread writes into `folder`.

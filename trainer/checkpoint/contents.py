@@ -1,4 +1,4 @@
-"""What a checkpoint holds: everything that the next step depends on, taken from a run and restored to one."""
+"""The contents of a checkpoint: everything that the next step depends on, taken from a run and restored to one."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -63,16 +63,16 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
 
 
 def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: Path) -> None:
-    """Give a run what `contents_of` took, except for the generators, which `restore_generators` gives back.
+    """Restore what `contents_of` returned, except for the generators, which `restore_generators` restores.
 
     Args:
         contents: Of the checkpoint.
         state: The run, before its first step.
         logger: The run's.
-        folder: Where the checkpoint lies, with its shards if it has some.
+        folder: The folder of the checkpoint and its shards.
 
     Raises:
-        ValueError: If the settings make it a different training, or the contents do not fit the run.
+        ValueError: If settings that must match differ, or the contents do not fit the run.
             The run is then unchanged.
     """
     before: list[tuple[Callable[[Any], Any], Any]] = []
@@ -104,7 +104,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
             algorithm.load_rank_state_dict(saved)
         for optimizer in state.optimizers:
             mark_stepped(optimizer)
-        # Last, as it cuts off what the files of the run hold after this moment; weights that fit do not fail.
+        # Last, as it truncates the files of the run; loading weights that fit does not fail.
         for saved, destination in files:
             destination.load_state_dict(saved["state"])
         state.model.load_state_dict(contents["model"])
@@ -126,10 +126,10 @@ def _check_place_in_epoch(progress: Mapping[str, Any], state: State) -> None:
 
 
 def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> None:
-    """Give the model of a run the weights of a checkpoint, and nothing else.
+    """Load the weights of a checkpoint into the model of a run, and nothing else.
 
     Raises:
-        ValueError: If names, shapes or number formats differ. The model is then unchanged.
+        ValueError: If names, shapes or dtypes differ. The model is then unchanged.
     """
     try:
         others = dict.fromkeys(("optimizers", "algorithms", "callbacks"), ())
@@ -142,12 +142,12 @@ def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> 
 
 
 def restore_generators(contents: Mapping[str, Any], device: torch.device) -> None:
-    """Put the global generators of this rank (python, numpy, torch) into the state they were in."""
+    """Restore the global generators of this rank (python, numpy, torch)."""
     if distributed.rank() >= len(contents["ranks"]):
-        return  # the run was on fewer ranks: this one's generators keep their seed
+        return  # the run had fewer ranks: the generators of this one keep their seed
     try:
         saved = _of_this_rank(contents)["generators"]
-        check_int("pos", saved["numpy"]["state"]["pos"], ge=0, le=624)  # numpy would read whatever lies there in memory
+        check_int("pos", saved["numpy"]["state"]["pos"], ge=0, le=624)  # numpy would read out of bounds
         set_generator_states(saved, device)
     except Exception as error:
         raise ValueError(f"the checkpoint does not hold the state of the generators: {error!r}") from error
@@ -161,7 +161,7 @@ def _may_change(state: State) -> Collection[str]:
 
 
 def _of_this_rank(contents: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What this rank had, or what rank 0 had where the run was on fewer ranks."""
+    """The state of this rank, or that of rank 0 if the run had fewer ranks."""
     ranks = contents["ranks"]
     return ranks[distributed.rank() if distributed.rank() < len(ranks) else 0]
 
@@ -188,12 +188,12 @@ def _check_kept_once(algorithms: Sequence[Mapping[str, Any]], fingerprints: Sequ
 
 
 def _states(things: Sequence[Any]) -> list[dict[str, Any]]:
-    """The class is kept to be compared, never to be looked up."""
+    """The states with the names of their classes, which are compared when loading and never imported."""
     return [{"name": type(thing).__name__, "state": thing.state_dict()} for thing in things]
 
 
 def _pairs(saved: Sequence[Mapping[str, Any]], things: Sequence[Any], name: str) -> list[tuple[Any, Any]]:
-    """Each thing with its state; what changes training must all be there again."""
+    """Pair each object with its saved state; the classes must be the same."""
     before, now = [item["name"] for item in saved], [type(thing).__name__ for thing in things]
     if before != now:
         raise ValueError(f"{name} must be those of the run that is resumed, {before!r}, got {now!r}")
@@ -201,7 +201,7 @@ def _pairs(saved: Sequence[Mapping[str, Any]], things: Sequence[Any], name: str)
 
 
 def _other_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that are not among the weights, as their module does not want them in files for others."""
+    """The buffers that are not in the ``state_dict`` (non-persistent)."""
     weights = model.state_dict()
     return {name: buffer for name, buffer in model.named_buffers() if name not in weights}
 
@@ -212,8 +212,8 @@ def _check_same_forms(saved: Any, own: Mapping[str, Any]) -> None:
     for name, tensor in own.items():
         if isinstance(tensor, Tensor) and (found := _form(saved.get(name))) != _form(tensor):
             raise ValueError(f"the checkpoint must fit the model, {name!r} has {_form(tensor)}, got {found}")
-    if strangers := [name for name in saved if name not in own]:
-        raise ValueError(f"the checkpoint must fit the model, which has nothing named {strangers[0]!r}")
+    if unknown := [name for name in saved if name not in own]:
+        raise ValueError(f"the checkpoint must fit the model, which has nothing named {unknown[0]!r}")
 
 
 def _form(tensor: Any) -> str:

@@ -27,7 +27,7 @@ def set_pointer(folder: Path, pointer: str, name: str) -> None:
     """Write the name of a checkpoint into the text file `pointer`, atomically.
 
     Args:
-        folder: Of the checkpoints.
+        folder: The folder of the checkpoints.
         pointer: ``"latest"`` or ``"best"``.
         name: A file name of the form that `checkpoint_name` returns.
 
@@ -99,10 +99,10 @@ def remove_old(folder: Path, keep: int, protected: Collection[str], damaged: Col
     """Remove all checkpoints but the newest.
 
     Args:
-        folder: Of the checkpoints.
+        folder: The folder of the checkpoints.
         keep: How many of the newest to keep.
-        protected: File names that are kept in any case.
-        damaged: File names that do not count among those to keep. They are left as they are.
+        protected: File names that are always kept.
+        damaged: File names that do not count as kept checkpoints. They are not removed.
     """
     _check_count("keep", keep)
     intact = [path for path in newest_first(folder) if path.name not in damaged]

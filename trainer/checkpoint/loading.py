@@ -19,9 +19,9 @@ class Found(NamedTuple):
     """A checkpoint to start from.
 
     Args:
-        path: Where it lies.
-        contents: What is in it, verified.
-        weights_only: Whether a new training starts from its weights, instead of the run being resumed.
+        path: The file.
+        contents: Its contents, verified.
+        weights_only: Whether a new training starts from its weights, instead of resuming the run.
     """
 
     path: Path
@@ -35,18 +35,18 @@ def find_checkpoint(
     """The checkpoint to resume from, verified and read; rank 0 reads it for all ranks.
 
     Args:
-        save_folder: Where the run saves; None if it does not.
-        load_path: A checkpoint, or a folder whose newest good one is meant.
-        load_weights_only: Whether only its weights are taken.
-        autoresume: Whether the newest good one of `save_folder`, if there is one, comes first.
+        save_folder: Where the run saves its checkpoints; None if it saves none.
+        load_path: A checkpoint, or a folder, of which the newest valid one is used.
+        load_weights_only: Whether only its weights are loaded.
+        autoresume: Whether the newest valid one in `save_folder`, if any, takes precedence.
 
     Returns:
-        Its path and contents; None to start anew.
+        The checkpoint; None to start a new run.
 
     Raises:
-        ValueError: If `autoresume` has no folder to look into, or what is found is not good.
-        FileNotFoundError: If there is nothing at `load_path`.
-        FileExistsError: If `save_folder` holds checkpoints of another run, or later ones than the run starts from.
+        ValueError: If `autoresume` is given without a `save_folder`, or the checkpoint is invalid.
+        FileNotFoundError: If there is no checkpoint at `load_path`.
+        FileExistsError: If `save_folder` contains checkpoints of another run, or newer ones than the run starts from.
     """
     if autoresume and save_folder is None:
         raise ValueError("autoresume must come with a save_folder to have an effect, got none")
@@ -65,24 +65,24 @@ def find_checkpoint(
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint, whole and on the CPU, as a plain ``state_dict`` of the model that trained.
+    """The weights in a checkpoint as the ``state_dict`` of its model, unsharded and on the CPU.
 
     Args:
-        path: A checkpoint, or a folder whose newest good one is meant.
+        path: A checkpoint, or a folder, of which the newest valid one is used.
 
     Raises:
-        ValueError: If it is damaged, or no checkpoint.
-        FileNotFoundError: If there is nothing.
+        ValueError: If the file is damaged or not a checkpoint.
+        FileNotFoundError: If there is no checkpoint at `path`.
     """
     path, contents = _read(Path(path))
     return whole_weights(contents, path.parent)
 
 
 def _check_folder(folder: Path, start: Path | None) -> None:
-    """Refuse a folder with checkpoints that are not of the run's past: they would count as its newest."""
+    """Raise if a folder contains checkpoints that this run does not continue: they would count as its newest."""
     found = newest_first(folder)
     if start is not None and start.resolve().parent == folder.resolve():
-        found = list(takewhile(lambda path: path.name != start.name, found))  # what is newer
+        found = list(takewhile(lambda path: path.name != start.name, found))  # newer ones
     if found:
         error = FileExistsError(
             f"save_folder must not hold checkpoints of another run, or later ones than the run starts from, got "
@@ -97,5 +97,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
         return path, read_checkpoint(path)
     found = newest_good(path)
     if found is None:
-        raise FileNotFoundError(f"load_path must be a checkpoint or a folder with some, got {path}, which has none")
+        raise FileNotFoundError(
+            f"load_path must be a checkpoint or a folder of checkpoints, got {path}, which has none"
+        )
     return found

@@ -212,7 +212,7 @@ class CheckpointSaver(Callback):
         try:
             write_checkpoint(self.folder / name, contents)
             self._damaged.discard(name)
-            remove_shards(self.folder / name, but=contents.get("shards", {}).get("folder"))
+            remove_shards(self.folder / name, keep=contents.get("shards", {}).get("folder"))
             if self._best_name == name:
                 set_pointer(self.folder, "best", name)
             set_pointer(self.folder, "latest", name)

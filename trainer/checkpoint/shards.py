@@ -1,7 +1,7 @@
 """Sharded tensors in a checkpoint: every rank writes its own part, and any number of ranks reads them.
 
-torch.distributed.checkpoint writes and reads the parts. Where each lies is kept as plain values in the
-checkpoint itself, and its pickled index is never read, as a pickle can name code.
+torch.distributed.checkpoint writes and reads the parts. The position of each part is kept as plain values in
+the checkpoint itself; the pickled index of the library is never read, as loading a pickle can run code.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _FOLDER_NAME = re.compile(r"ep[0-9]+-ba[0-9]+\.[0-9a-f]{8}\.shards")
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether each rank holds a part of a tensor only."""
+    """Whether each rank holds only a part of a tensor."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -37,7 +37,7 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write the sharded tensors of a checkpoint beside it. All ranks must call it together.
 
     Args:
-        contents: Of the checkpoint.
+        contents: The contents of the checkpoint.
         path: Where the checkpoint itself will be written, as the last step.
 
     Returns:
@@ -86,9 +86,9 @@ def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str,
     """Give the tensors of a checkpoint the sharding that they have in a run.
 
     Args:
-        contents: Of a checkpoint.
+        contents: The contents of a checkpoint.
         state: The run.
-        folder: Where the checkpoint lies.
+        folder: The folder of the checkpoint.
 
     Returns:
         The contents with a tensor in the place of every mark.
@@ -103,7 +103,7 @@ def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str,
         for saved, optimizer in zip(contents["optimizers"], state.optimizers, strict=False)  # compared later
     ]
     for name, things in (("algorithms", state.algorithms), ("callbacks", state.callbacks)):
-        # Of callbacks that are not in the run any more, the shards are not read.
+        # The shards of callbacks that are no longer in the run are not read.
         own = {id(saved): thing.state_dict() for saved, thing in matched(contents[name], things)}
         fitted[name] = [
             {**saved, "state": _fit_state(saved["state"], own[id(saved)], model, places, templates)}
@@ -116,7 +116,7 @@ def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str,
 
 
 def matched(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) -> list[tuple[Mapping[str, Any], Any]]:
-    """Saved states and the algorithms or callbacks of the same class name, in order; others are left out."""
+    """Saved states and the algorithms or callbacks of the same class name, in order; others are skipped."""
     states: dict[str, list[Mapping[str, Any]]] = {}
     for item in saved:
         states.setdefault(item["name"], []).append(item)
@@ -124,7 +124,7 @@ def matched(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) -> list[t
 
 
 def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint as plain tensors, put together by one process."""
+    """The weights in a checkpoint as plain tensors, assembled by one process."""
     templates: dict[str, Tensor] = {}
     weights = {}
     for name, value in contents["model"].items():
@@ -138,20 +138,20 @@ def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor
     return weights
 
 
-def remove_shards(path: Path, *, but: str | None = None) -> None:
+def remove_shards(path: Path, *, keep: str | None = None) -> None:
     """Remove the folders of shards that belong to a checkpoint.
 
     Args:
-        path: Of the checkpoint.
-        but: Name of a folder that stays.
+        path: The path of the checkpoint.
+        keep: Name of a folder that is not removed.
     """
     for folder in path.parent.glob(f"{path.stem}.*.shards"):
-        if _FOLDER_NAME.fullmatch(folder.name) and folder.name != but:
+        if _FOLDER_NAME.fullmatch(folder.name) and folder.name != keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unused_shards(folder: Path) -> None:
-    """Remove the shards that a killed process wrote for a checkpoint which it did not come to write."""
+    """Remove the shards of checkpoints that a killed process did not finish."""
     for shards in folder.glob("*.shards"):
         if _FOLDER_NAME.fullmatch(shards.name) and not (folder / f"{shards.name.split('.')[0]}.pt").exists():
             shutil.rmtree(shards, ignore_errors=True)
@@ -297,7 +297,7 @@ def _load(contents: Mapping[str, Any], folder: Path, tensors: dict[str, Tensor],
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what `alone` asks for
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as `alone` requests
             dcp.load(tensors, storage_reader=reader, planner=planner, no_dist=alone)
     except CheckpointException as error:
         raise ValueError(f"the shards of the checkpoint do not fit the run: {error}") from error
@@ -336,7 +336,7 @@ def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
 
 
 def _library() -> Any:
-    """torch.distributed.checkpoint, imported by those who need it; its stubs leave most of it out."""
+    """torch.distributed.checkpoint, imported on use; its type stubs are incomplete."""
     import torch.distributed.checkpoint
 
     return torch.distributed.checkpoint

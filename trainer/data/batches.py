@@ -1,4 +1,4 @@
-"""Batches, whatever their container: read them in the loop, count their rows, split them, move them to a device."""
+"""Batches in any container: read them in the loop, count their rows, split them, move them to a device."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _values(batch: Any) -> Sequence[Any] | None:
-    """What a container holds, in order; None for anything that is no container."""
+    """The values in a container, in order; None if `batch` is not a container."""
     if isinstance(batch, Tensor):
         return None
     if isinstance(batch, (tuple, list)):
@@ -154,7 +154,7 @@ def _values(batch: Any) -> Sequence[Any] | None:
 
 
 def _with_values(batch: Any, values: list[Any]) -> Any:
-    """A container of the same type and with the same attributes, which holds other values."""
+    """A container of the same type and with the same attributes, with other values."""
     if type(batch) is tuple:
         return tuple(values)
     if type(batch) is list:
@@ -176,7 +176,7 @@ def _with_values(batch: Any, values: list[Any]) -> Any:
 
 
 def _places(batch: Any) -> list[str]:
-    """How to write the place of each value of a container."""
+    """How to write the position of each value of a container."""
     if isinstance(batch, Mapping):
         return [f"[{key!r}]" for key in batch]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -187,7 +187,7 @@ def _places(batch: Any) -> list[str]:
 
 
 def _describe_sizes(batch: Any, place: str = "batch") -> str:
-    """The shapes of all tensors, by their places."""
+    """The shapes of all tensors, with their positions."""
     if isinstance(batch, Tensor):
         return f"{place} of shape {tuple(batch.shape)}"
     values = _values(batch)
@@ -220,8 +220,8 @@ def _take_rows(value: Any, part: slice, rows: int, place: str) -> Any:
 def _is_list_of_rows(value: Sequence[Any], rows: int, place: str) -> bool:
     """Whether a list without tensors has an element for each row, rather than elements that do.
 
-    Both occur: a collate function of one's own may give a list of captions, and torch's ``default_collate`` makes
-    a list of tuples, one tuple for each place, from samples with lists of strings.
+    Both occur: a custom collate function may return a list of captions, and torch's ``default_collate`` turns samples
+    with lists of strings into a list of tuples, one for each position in these lists.
     """
     are_columns = all(_has_rows(item, rows) for item in value)
     if len(value) == rows and are_columns:

@@ -31,23 +31,22 @@ class EpochReader:
     batch at which reading starts. Reading leaves the global generators of python, numpy and torch's CPU as they
     were. What a dataset, a sampler or a collate_fn draws from them is a function of seed, epoch and position, too.
     Generators that they keep for themselves are not managed, except a torch one in the `generator` of the
-    dataloader or of a sampler: its initial seed counts, and its state is put back.
+    dataloader or of a sampler: its initial seed is used, and its state is restored.
 
     A DataLoader over a map-style dataset is rebuilt with all its settings: it starts anywhere without loading the
     batches before, and each rank loads its rows only. Anything else is read in order, from the beginning of the
-    epoch, on a single rank; a state that it carries from epoch to epoch is its own, and so is what its workers
-    draw, which depends on their number.
+    epoch, on a single rank; state that it keeps between epochs is not managed, and what its workers draw depends
+    on their number.
 
-    Workers ignore SIGTERM and SIGINT, so that the step that runs when these arrive can be finished; the main process
-    ends them.
+    Workers ignore SIGTERM and SIGINT, so that the current step can be finished; the main process ends them.
 
     Args:
         dataloader: Yields the batches of an epoch.
-        name: What errors call it: ``"train_dataloader"`` or ``"eval_dataloader"``.
+        name: Its name in error messages: ``"train_dataloader"`` or ``"eval_dataloader"``.
         seed: In [0, 2**32).
         rank: Which share of every batch is read, from 0 to `world_size` - 1.
         world_size: How many shares every batch has. Several ranks see the batches that a single one sees.
-        for_training: Whether to refuse batches that cannot be shared. For evaluation they are merged with a
+        for_training: Whether batches that cannot be shared are an error. For evaluation they are merged with a
             neighbour instead, so that every sample is read exactly once on any number of ranks.
         equal_shares: Whether every rank must get the same number of rows of every batch.
 
@@ -161,7 +160,7 @@ class EpochReader:
         self._check_start(start, number, epoch)
 
     def _received(self, iterator: Any) -> Iterator[Any]:
-        """The batches, with a clear error where a worker dies while it sends one."""
+        """The batches, with a clear error if a worker dies while it sends one."""
         try:
             yield from iterator
         except (ConnectionError, EOFError) as error:
@@ -170,7 +169,7 @@ class EpochReader:
             raise RuntimeError(f"a worker of {self._name} died while it sent a batch") from error
 
     def _take(self, listed: list[Any] | tuple[Any, ...], epoch: int, start: int) -> Generator[Shared]:
-        """Batches that lie ready in memory; nothing is drawn."""
+        """Batches in a list or tuple; nothing is drawn."""
         self._check_start(start, len(listed), epoch)
         for batch in listed[start:]:
             yield batch, batches.num_samples(batch)
@@ -248,7 +247,7 @@ class EpochIterator(Iterator[Shared]):
 
 
 def _with_new_workers(dataloader: Any) -> Any:
-    """A DataLoader that starts its workers anew, as persistent ones have drawn in the epoch before."""
+    """A DataLoader that starts new workers, as persistent ones have drawn random numbers in the epoch before."""
     if not is_plain(dataloader) or dataloader.num_workers == 0:
         return dataloader
     dataloader = without_workers(dataloader)

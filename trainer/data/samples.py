@@ -86,7 +86,7 @@ class _SeededDataset(Dataset[Any]):
         for number, index in enumerate(indices, first):
             seed_generators(self._seed, epoch, SAMPLE, number)
             samples.append(self.user_dataset[index])
-        return self._collate_fn(samples)  # draws from the state in which the last sample has left the generators
+        return self._collate_fn(samples)  # draws from the state of the generators after the last sample
 
 
 def _has_single_items(dataset: Any) -> bool:
@@ -98,7 +98,7 @@ def _has_single_items(dataset: Any) -> bool:
 
 
 def _draws_nothing(dataloader: Any) -> bool:
-    """Whether samples are known to be made without randomness; seeding for each takes longer than reading it."""
+    """Whether samples are known to be deterministic; seeding for each takes longer than reading it."""
     dataset = dataloader.dataset
     if type(dataset) is data.Subset:
         dataset = dataset.dataset

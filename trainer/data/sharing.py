@@ -14,10 +14,10 @@ class Shares(NamedTuple):
     """The rule by which ranks share batches.
 
     Args:
-        name: What errors call the dataloader.
+        name: Name of the dataloader in error messages.
         rank: Which share is read, from 0 to `world_size` - 1.
         world_size: How many shares every batch has.
-        for_training: Whether to refuse batches that cannot be shared. For evaluation they are merged with a
+        for_training: Whether batches that cannot be shared are an error. For evaluation they are merged with a
             neighbour instead, so that every sample is read exactly once on any number of ranks.
         equal: Whether every rank must get the same number of rows of every batch.
     """
@@ -29,10 +29,10 @@ class Shares(NamedTuple):
     equal: bool
 
     def check(self, dataloader: Any) -> None:
-        """Refuse a dataloader of which it is known beforehand that its batches cannot be shared.
+        """Check, as far as possible without reading, that the batches of a dataloader can be shared.
 
         Raises:
-            ValueError: With the reason, and what to do.
+            ValueError: With the reason and the remedy.
         """
         if self.world_size > 1:
             _check_kind(dataloader, self.name, self.world_size)
@@ -80,13 +80,13 @@ def digest(indices: list[Any]) -> int:
     """A number in [0, 2**32) that differs, nearly always, where ranks would read other samples for a batch."""
     try:
         return zlib.crc32(array("q", indices).tobytes())
-    except (TypeError, OverflowError):  # other keys of a dataset than ints; an object may print its address
+    except (TypeError, OverflowError):  # keys that are not ints; the repr of an object may contain its address
         texts = [repr(index) if isinstance(index, (str, bytes, int, tuple)) else type(index) for index in indices]
         return zlib.crc32(repr(texts).encode())
 
 
 def merge_small(plan: Iterator[list[Any]], least: int) -> Iterator[list[Any]]:
-    """The same indices in the same order, in batches of at least `least` where there are so many."""
+    """The same indices in the same order, in batches of at least `least` rows if there are that many."""
     held: list[list[Any]] = []  # at most one batch that is large enough, and behind it one that grows
     for indices in plan:
         if held and len(held[-1]) < least:

@@ -1,7 +1,7 @@
-"""What algorithms and modules say of themselves that parallel training must know.
+"""What algorithms and modules declare for parallel training.
 
-An algorithm says it by `Algorithm.ranks_may_differ` and `Algorithm.gradient_units`, a module of the model by
-attributes of the same names, however it came into the model: ``ranks_may_differ`` (bool) and
+An algorithm declares it with `Algorithm.ranks_may_differ` and `Algorithm.gradient_units`, a module of the model with
+attributes of the same names: ``ranks_may_differ`` (bool) and
 ``gradient_units()``, which returns groups of modules that run together or not at all.
 """
 

@@ -1,6 +1,6 @@
 """The process group of a training, and collectives of plain values.
 
-Every function also works in a single process, where it communicates with nobody.
+Every function also works in a single process, without communication.
 """
 
 import atexit
@@ -64,7 +64,7 @@ def join_process_group(device: torch.device, timeout: float) -> torch.device:
 
 
 def is_initialized() -> bool:
-    """Whether there is a process group, be it of a single process."""
+    """Whether there is a process group, possibly of a single process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -171,7 +171,7 @@ def _rendezvous() -> dict[str, Any]:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not is_one_machine:
         return {}
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    stores: Any = dist  # its stubs leave the stores out
+    stores: Any = dist  # not in its type stubs
     store = stores.TCPStore(host, port, is_master=False, timeout=_timeout)
     return {
         "store": stores.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
@@ -206,7 +206,7 @@ def _check_launch() -> None:
     if missing := [name for name in _LAUNCHED if name not in os.environ]:
         raise ValueError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} must come with {', '.join(missing)} in the environment, as "
-            "torchrun sets them, or the processes would not find each other"
+            "torchrun sets them, or the processes could not connect"
         )
 
 

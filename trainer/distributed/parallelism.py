@@ -109,7 +109,7 @@ def reshard(model: nn.Module) -> None:
 
 
 class _ShardedSynchronizer:
-    """FSDP2 averages gradients in the backward pass; it is only told when."""
+    """FSDP2 averages gradients in the backward pass itself; this only sets when."""
 
     has_changed = False
 
@@ -117,8 +117,8 @@ class _ShardedSynchronizer:
         self._model = model
 
     def begin_step(self) -> None:
-        # A forward without a backward, as in evaluation, leaves the outermost parameters gathered, and it would be
-        # the gradients of these that are set to None, while those of the shards add up over steps.
+        # A forward without a backward, as in evaluation, leaves the outermost parameters gathered. zero_grad would then
+        # reset their gradients and not those of the shards, which would add up over steps.
         self._model.reshard()
         self._model.set_requires_gradient_sync(False)
         for name, parameter in self._model.named_parameters():
@@ -142,10 +142,10 @@ class _ShardedSynchronizer:
         return 0, 0  # ranks that differ would have waited for each other in the backward pass
 
     def adopt_changes(self) -> None:
-        """FSDP looks at ``requires_grad`` itself."""
+        """FSDP reads ``requires_grad`` itself."""
 
     def end_step(self) -> None:
-        """A further backward pass is averaged, too."""
+        """Nothing to do: a further backward pass is averaged too."""
 
     def close(self) -> None:
         """The model stays sharded."""

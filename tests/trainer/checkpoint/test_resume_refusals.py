@@ -147,7 +147,7 @@ class TestWhereItStartsFrom:
             make_trainer(load_path=name)
 
     def test_a_folder_without_checkpoints_is_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="load_path must be a checkpoint or a folder with some, got"):
+        with pytest.raises(FileNotFoundError, match="load_path must be a checkpoint or a folder of checkpoints, got"):
             make_trainer(load_path=tmp_path)
 
     def test_the_weights_only_start_a_new_training(self) -> None:
