@@ -62,7 +62,7 @@ def check_same_plan(plan: DropPlan, step: int) -> None:
         RuntimeError: If ranks that must drop the same blocks do not.
     """
     debug: Any = dist  # its stubs leave the debug level out
-    if not plan.same_on_all_ranks or not _is_distributed() or debug.get_debug_level() is debug.DebugLevel.OFF:
+    if not plan.same_on_all_ranks or not _is_distributed() or debug.get_debug_level() == debug.DebugLevel.OFF:
         return
     drawn = repr((plan.seed, step, plan.rates, plan.dropped_blocks))
     digests: list[Any] = [None] * dist.get_world_size()
