@@ -1,16 +1,19 @@
 """Overhead of the Trainer per step: ``Linear(8, 3)`` at batch 4, compared with a bare loop in the same process.
 
 Both train the same model on the same dataloader with the same optimizer. Pairs of runs alternate, and the median of
-the differences is reported, so that other load on the machine affects both alike.
+the differences is reported, so that other load on the machine affects both alike. PyTorch-Ignite is measured beside
+it where it is installed (``pip install pytorch-ignite``).
 
     python benchmarks/engine_overhead.py
 """
 
 import argparse
+import importlib.util
 import os
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +57,23 @@ def trainer_loop(model: Model, dataloader: DataLoader, optimizer: torch.optim.Op
     return time.perf_counter() - started
 
 
+def ignite_loop(model: Model, dataloader: DataLoader[Any], optimizer: torch.optim.Optimizer) -> float:
+    """Seconds of one epoch in PyTorch-Ignite, which runs a step that is written by hand."""
+    from ignite.engine import Engine
+
+    def step(engine: Engine, batch: Any) -> Tensor:
+        optimizer.zero_grad()
+        loss = model.loss(model(batch), batch)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    engine = Engine(step)
+    started = time.perf_counter()
+    engine.run(dataloader, max_epochs=1)
+    return time.perf_counter() - started
+
+
 def main() -> None:
     """Print the overhead per step, without and with metrics files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,6 +85,8 @@ def main() -> None:
     dataloader = DataLoader(data, batch_size=4)
     bare: list[float] = []
     extra: dict[str, list[float]] = {"Trainer": [], "Trainer with metrics files": []}
+    if importlib.util.find_spec("ignite") is not None:
+        extra["Ignite"] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for pair in range(arguments.pairs):
@@ -73,6 +95,8 @@ def main() -> None:
             bare.append(bare_loop(model, dataloader, optimizer))
             for name, run_name in (("Trainer", None), ("Trainer with metrics files", f"run{pair}")):
                 extra[name].append(trainer_loop(model, dataloader, optimizer, run_name) - bare[-1])
+            if "Ignite" in extra:
+                extra["Ignite"].append(ignite_loop(model, dataloader, optimizer) - bare[-1])
     microseconds = 1e6 / arguments.steps
     print(f"bare loop: {statistics.median(bare) * microseconds:.0f} us per step")
     for name, seconds in extra.items():
