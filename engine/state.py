@@ -38,6 +38,8 @@ class State(Progress):
         device: The device of the model.
         scaler: Scales the loss of fp16 training; disabled for other precisions.
         precision: Of the forward pass: ``"fp32"``, ``"amp_bf16"`` or ``"amp_fp16"``.
+        train_subset_num_batches: How many batches of each epoch are trained on; None for all.
+        eval_subset_num_batches: How many batches of each evaluation are read; None for all.
         seed: The seed of the run, the same on all ranks.
         rank: Rank of this process, from 0.
         world_size: Number of processes of the run.
@@ -70,6 +72,8 @@ class State(Progress):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))
     precision: str = "fp32"
+    train_subset_num_batches: int | None = None
+    eval_subset_num_batches: int | None = None
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -88,17 +92,17 @@ class State(Progress):
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """The length of the training dataloader, which may be an estimate; None if it has none."""
-        return _length(self.train_dataloader)
+        """How many batches an epoch trains on, which may be an estimate; None if the dataloader has no length."""
+        return _length(self.train_dataloader, self.train_subset_num_batches)
 
     @property
     def dataloader_len(self) -> Time | None:
         """The length of the dataloader that `dataloader_label` names, in batches; None if it has none."""
-        if self.dataloader_label == "predict":
+        if self.dataloader_label in (None, "predict"):
             return None
         is_eval = self.dataloader_label != "train"
-        length = _length(self.eval_dataloader) if is_eval else self.batches_per_epoch
-        return None if self.dataloader_label is None or length is None else Time(length, TimeUnit.BATCH)
+        length = _length(self.eval_dataloader, self.eval_subset_num_batches) if is_eval else self.batches_per_epoch
+        return None if length is None else Time(length, TimeUnit.BATCH)
 
     @property
     def is_finished(self) -> bool:
@@ -119,6 +123,16 @@ class State(Progress):
     def stop_training(self) -> None:
         """End the training after the current batch, with the evaluation and the events of the end of training."""
         self.is_stopped = True
+
+    def count_intervals(self, interval: Time) -> int:
+        """How many whole intervals are finished.
+
+        Args:
+            interval: Positive; in epochs, batches, samples or ``dur``.
+        """
+        if interval.unit is TimeUnit.DURATION:
+            return int(self.get_elapsed_duration().value / interval.value + 1e-9)  # 0.3 / 0.1 is a little under 3
+        return int(self.timestamp.get(interval.unit).value // interval.value)
 
     def batch_get_item(self, key: Any) -> Any:
         """A part of `batch`.
@@ -198,14 +212,15 @@ class State(Progress):
             return None
         if getattr(self.train_dataloader, "drop_last", False) or not hasattr(sampler, "__len__"):
             return self.batches_per_epoch * batch_size
-        return len(sampler)  # type: ignore[arg-type]  # just seen to have a length
+        return min(len(sampler), self.batches_per_epoch * batch_size)  # type: ignore[arg-type]  # it has a length
 
 
-def _length(dataloader: Any) -> int | None:
+def _length(dataloader: Any, most: int | None) -> int | None:
     try:
-        return len(dataloader)
+        length = len(dataloader)
     except TypeError:
-        return None
+        return most
+    return length if most is None else min(length, most)
 
 
 def _replaced(batch: Any, key: Any, value: Any) -> Any:

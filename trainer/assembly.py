@@ -123,6 +123,8 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
         precision=options.precision,
         scaler=grad_scaler(options.precision, device),
         device_train_microbatch_size=None if size == "auto" else size,
+        train_subset_num_batches=options.train_subset_num_batches,
+        eval_subset_num_batches=options.eval_subset_num_batches,
         seed=options.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

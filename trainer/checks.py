@@ -67,13 +67,23 @@ def check_duration(name: str, duration: Any) -> Time:
 
 
 def check_eval_interval(name: str, interval: Any) -> Time:
-    """An evaluation interval must be positive and in epochs or batches; None is ``"1ep"``."""
+    """An evaluation interval must not be negative, nor in wall-clock time; an int counts epochs; None is ``"1ep"``."""
     if interval is None:
         return Time(1, TimeUnit.EPOCH)
-    time = as_time(interval, name)
-    if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or time <= 0:
-        raise ValueError(f'{name} must be positive and in epochs or batches, got "{time}"')
+    time = _as_time(name, interval)
+    if time.unit.is_clock or time < 0:
+        raise ValueError(
+            f'{name} must be at least 0 and in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", '
+            f'"dur"), got "{time}"'
+        )
+    if time.unit is TimeUnit.DURATION and time > 1:
+        raise ValueError(f'{name} must be at most "1dur", the whole training, got "{time}"')
     return time
+
+
+def check_subset(name: str, count: Any) -> int | None:
+    """A number of batches is at least 1; None and -1 are all."""
+    return None if count in (None, -1) else check_int(name, count, ge=1)
 
 
 def check_save_interval(name: str, interval: Any) -> Time:

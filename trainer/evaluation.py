@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     loss, count = torch.zeros((), device=state.device), 0
     run_event(Event.EVAL_START)
     distributed.copy_from_rank_zero(model.buffers())  # again: an algorithm may evaluate other buffers
-    for _ in read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER):
+    batches = read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER)
+    for _ in islice(batches, state.eval_subset_num_batches):
         run_event(Event.EVAL_BATCH_START)
         with autocast(precision, state.device):
             run_event(Event.EVAL_BEFORE_FORWARD)

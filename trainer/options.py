@@ -102,6 +102,10 @@ class Options:
     eval_interval: Annotated[
         Time, Rule(checks.check_eval_interval, on_resume="may change", needs="eval_dataloader", describe=str)
     ]
+    train_subset_num_batches: Annotated[int | None, Rule(checks.check_subset, on_resume="must match")]
+    eval_subset_num_batches: Annotated[
+        int | None, Rule(checks.check_subset, on_resume="may change", needs="eval_dataloader")
+    ]
     seed: Annotated[int, Rule(checks.check_seed, on_resume="must match")]
     deterministic_mode: Annotated[bool, Rule(checks.check_bool, on_resume="may change")]
     run_name: Annotated[str | None, Rule(_optional(checks.check_run_name), same_on_ranks=False)]

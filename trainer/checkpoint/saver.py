@@ -4,6 +4,7 @@ import errno
 import logging
 import math
 import time
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,7 @@ class CheckpointSaver(Callback):
         self.num_to_keep = check_num_to_keep("num_to_keep", num_to_keep)
         self.on_full_disk = check_choice("on_full_disk", on_full_disk, ("stop", "continue"))
         self._best_mode, self._best_metric = _read_best(best)
+        self.last_error: Exception | None = None  # of the latest save
         self._best_value: float | None = None
         self._best_name: str | None = None
         self._best_before: tuple[float | None, str | None] = (None, None)  # what holds if the better one is not saved
@@ -158,7 +160,7 @@ class CheckpointSaver(Callback):
         if is_better:
             self._best_name = name
         self._is_better = False
-        error = self._write(name, contents_of(state, logger))
+        self.last_error = error = self._write(name, contents_of(state, logger))
         if error is None:
             self._saved_at = _moment(state)
             return
@@ -196,31 +198,64 @@ class CheckpointSaver(Callback):
         if unit in (TimeUnit.SECOND, TimeUnit.MINUTE):
             seconds = value * (60 if unit is TimeUnit.MINUTE else 1)
             return distributed.from_rank_zero(int((time.monotonic() - self._clock) / seconds))
-        if unit is TimeUnit.DURATION:
-            return int(state.get_elapsed_duration().value / value + 1e-9)  # 0.3 / 0.1 is a little under 3
-        return int(state.timestamp.get(unit).value // value)
+        return state.count_intervals(self.interval)
 
     def _write(self, name: str, contents: dict[str, Any]) -> Exception | None:
-        """Write what is sharded on all ranks, then all else on rank 0. An error is returned, the same on all."""
-        try:
-            contents = write_shards(contents, self.folder / name)
-        except OSError as error:
-            return error
-        return distributed.from_rank_zero(self._publish(name, contents) if distributed.rank() == 0 else None)
+        return _write(self.folder / name, contents, lambda: self._publish(name))
 
-    def _publish(self, name: str, contents: dict[str, Any]) -> Exception | None:
-        try:
-            write_checkpoint(self.folder / name, contents)
-            self._damaged.discard(name)
-            remove_shards(self.folder / name, keep=contents.get("shards", {}).get("folder"))
-            if self._best_name == name:
-                set_pointer(self.folder, "best", name)
-            set_pointer(self.folder, "latest", name)
-            if self.num_to_keep != -1:
-                remove_old(self.folder, self.num_to_keep, {name, self._best_name or name}, self._damaged)
-        except Exception as error:
-            return error
-        return None
+    def _publish(self, name: str) -> None:
+        """Point to a checkpoint that was written, and remove those that are not kept any more."""
+        self._damaged.discard(name)
+        if self._best_name == name:
+            set_pointer(self.folder, "best", name)
+        set_pointer(self.folder, "latest", name)
+        if self.num_to_keep != -1:
+            remove_old(self.folder, self.num_to_keep, {name, self._best_name or name}, self._damaged)
+
+
+def save_checkpoint(path: Path, state: State, logger: Logger) -> None:
+    """Save a run to one file, with its shards beside it. All ranks must call it together, between two steps.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    error = _write(path, contents_of(state, logger), lambda: None)
+    if error is not None:
+        raise error
+
+
+def save_after(error: BaseException, saver: CheckpointSaver, state: State, logger: Logger) -> None:
+    """Save what the finished steps have reached before an error ends the training.
+
+    Only an error that leaves them whole is followed by it, and only in a single process, as no rank knows whether the
+    others would take part. If saving fails, too, `error` gets a note.
+    """
+    is_of_steps = isinstance(error, FloatingPointError) or error is saver.last_error
+    if not isinstance(error, Exception) or is_of_steps or state.world_size > 1:
+        return
+    try:
+        saver.save_once(state, logger, must_succeed=True)
+    except Exception as another:
+        error.add_note(f"while saving what the finished steps have reached, too: {another!r}")
+
+
+def _write(path: Path, contents: dict[str, Any], publish: Callable[[], None]) -> Exception | None:
+    """Write what is sharded on all ranks, then all else on rank 0. An error is returned, the same on all."""
+    try:
+        contents = write_shards(contents, path)
+    except OSError as error:
+        return error
+    return distributed.from_rank_zero(_write_alone(path, contents, publish) if distributed.rank() == 0 else None)
+
+
+def _write_alone(path: Path, contents: dict[str, Any], publish: Callable[[], None]) -> Exception | None:
+    try:
+        write_checkpoint(path, contents)
+        remove_shards(path, keep=contents.get("shards", {}).get("folder"))
+        publish()
+    except Exception as error:
+        return error
+    return None
 
 
 def _moment(state: State) -> tuple[int, int]:
