@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, SequentialLR, StepLR
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -161,6 +162,20 @@ class TestTrainer:
             warnings.simplefilter("always")
             scheduler.step()
         assert ["before `optimizer.step()`" in str(warning.message) for warning in caught] == [True] * (not is_marked)
+
+    def test_a_copied_optimizer_steps_without_any_hooks(self) -> None:
+        """`Optimizer._optimizer_step_pre_hooks` and `_optimizer_step_post_hooks`, and `__wrapped__` of ``step``."""
+        calls: list[str] = []
+        parameter = nn.Parameter(torch.ones(1))
+        parameter.grad = torch.ones(1)
+        optimizer = torch.optim.SGD([parameter], lr=0.25)
+        optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+        optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+        with register_optimizer_step_post_hook(lambda *_: calls.append("global")):
+            torch_internals.step_without_hooks(torch_internals.copy_without_hooks(optimizer))
+            assert (parameter.item(), calls) == (0.75, [])
+            optimizer.step()
+        assert (parameter.item(), calls) == (0.5, ["pre", "post", "global"])
 
     def test_schedulers_inside_another_are_found(self) -> None:
         """`SequentialLR._schedulers` and `ChainedScheduler._schedulers`."""

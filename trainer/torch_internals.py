@@ -1,6 +1,7 @@
 """The private parts of torch that the Trainer depends on. tests/test_torch_internals.py checks each of them."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -13,11 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 __all__ = [
+    "INNER_SCHEDULERS",
     "BatchNormBase",
+    "copy_without_hooks",
     "flag_nonfinite",
     "mark_stepped",
     "shut_down_workers",
     "split_scheduler",
+    "step_without_hooks",
     "storage_info",
     "version_of",
     "without_workers",
@@ -47,10 +51,26 @@ def mark_stepped(optimizer: Optimizer) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
+INNER_SCHEDULERS = "_schedulers"  # their key in the state of a SequentialLR or ChainedScheduler
+
+
+def copy_without_hooks(optimizer: Optimizer) -> Optimizer:
+    """A shallow copy of an optimizer without its hooks before and after a step."""
+    copied = object.__new__(type(optimizer))
+    copied.__dict__.update({name: value for name, value in vars(optimizer).items() if name != "step"})
+    copied._optimizer_step_pre_hooks, copied._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+    return copied
+
+
+def step_without_hooks(optimizer: Optimizer) -> None:
+    """Step without the hooks that are registered for all optimizers, which torch wraps around ``step``."""
+    type(optimizer).step.__wrapped__(optimizer)  # type: ignore[attr-defined]
+
+
 def split_scheduler(scheduler: LRScheduler) -> tuple[dict[str, Any], list[LRScheduler]]:
     """The state of a scheduler without those of the schedulers inside it, as a SequentialLR has some, and these."""
-    state = {name: value for name, value in scheduler.state_dict().items() if name != "_schedulers"}
-    return state, list(getattr(scheduler, "_schedulers", ()))
+    state = {name: value for name, value in scheduler.state_dict().items() if name != INNER_SCHEDULERS}
+    return state, list(getattr(scheduler, INNER_SCHEDULERS, ()))
 
 
 def flag_nonfinite(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:

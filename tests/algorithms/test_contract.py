@@ -148,7 +148,7 @@ def test_the_docstring_explains_every_setting(name: str) -> None:
     if name not in OURS or name == "StochasticDepth":  # whose settings are documented once, in Settings
         return
     for setting in entry.changes:
-        assert f"        {setting}: " in (entry.kind.__doc__ or ""), setting
+        assert f"\n    {setting}: " in (inspect.getdoc(entry.kind) or ""), setting
 
 
 class RecordBatches(Algorithm):

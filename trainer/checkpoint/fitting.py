@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..torch_internals import INNER_SCHEDULERS, copy_without_hooks, step_without_hooks
+
 
 def check_fits(saved: Any, live: Any, num_steps: int) -> None:
     """Compare a saved state with the optimizer or scheduler that is to take it. Anything else is not looked at.
@@ -79,10 +81,7 @@ def _expected_states(live: Optimizer) -> dict[int, dict[str, Any]]:
     """
     if live.state:  # made when the optimizer was
         return live.state_dict()["state"]
-    twin = object.__new__(type(live))
-    twin.__dict__.update({name: value for name, value in vars(live).items() if name != "step"})
-    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        setattr(twin, name, {})
+    twin = copy_without_hooks(live)
     twin.state = defaultdict(dict)
     stand_ins = []
     for group in live.param_groups:
@@ -90,7 +89,7 @@ def _expected_states(live: Optimizer) -> dict[int, dict[str, Any]]:
         stand_ins += twin.param_groups[0]["params"]
         # Some cannot finish a step without numbers, but have made their state by then.
         with suppress(RuntimeError, TypeError, ValueError, AssertionError):
-            type(live).step.__wrapped__(twin)  # type: ignore[attr-defined]  # without the hooks for all optimizers
+            step_without_hooks(twin)
     return {number: dict(twin.state[stand_in]) for number, stand_in in enumerate(stand_ins) if twin.state}
 
 
@@ -114,9 +113,9 @@ def _check_progress(saved: Any, own: Any, num_steps: int, place: str) -> None:
         first, last = own["last_epoch"], saved["last_epoch"]
         bounds = f"an int in [{first}, {first + num_steps}]"
         _require(first <= last <= first + num_steps, f"{place}.last_epoch", bounds, last)
-    pairs = zip(saved.get("_schedulers", ()), own.get("_schedulers", ()), strict=True)
+    pairs = zip(saved.get(INNER_SCHEDULERS, ()), own.get(INNER_SCHEDULERS, ()), strict=True)
     for number, (inner, own_inner) in enumerate(pairs):
-        _check_progress(inner, own_inner, num_steps, f"{place}._schedulers.{number}")
+        _check_progress(inner, own_inner, num_steps, f"{place}.{INNER_SCHEDULERS}.{number}")
 
 
 def _check_same(saved: Any, own: Any, place: str) -> None:
