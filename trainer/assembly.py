@@ -20,7 +20,7 @@ from .data.reader import EpochReader
 from .distributed.batchnorm import convert_batchnorm
 from .distributed.parallelism import Synchronizer, parallelize
 from .evaluation import check_metric_names
-from .learning_rate import check_schedules
+from .learning_rate import check_schedules, keep_initial_learning_rates
 from .options import Options, check_options
 from .precision import grad_scaler
 from .reproducibility import seed_all
@@ -197,6 +197,7 @@ def initialize(engine: Engine, options: Options) -> None:
     check_metric_names(state.model, state.evaluators)
     if state.train_dataloader is not None and not state.optimizers:
         state.optimizers = (default_optimizer(state.model),)
+    keep_initial_learning_rates(state)
 
 
 def load(engine: Engine, found: Found | None) -> None:

@@ -22,6 +22,20 @@ def check_schedules(state: State) -> None:
             schedule.check(state)
 
 
+def keep_initial_learning_rates(state: State) -> None:
+    """Keep the learning rate of every parameter group as its ``initial_lr``, if there are schedules.
+
+    It must be there before a checkpoint is loaded, whose optimizers have it.
+    """
+    if not state.schedules:
+        return
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            if "initial_lr" not in group:
+                lr = group["lr"]
+                group["initial_lr"] = lr.clone() if isinstance(lr, Tensor) else lr
+
+
 def apply_schedules(state: State) -> None:
     """Set the learning rate of every parameter group to its initial one times the factors of all schedules.
 
@@ -33,12 +47,11 @@ def apply_schedules(state: State) -> None:
     """
     if not state.schedules:
         return
+    keep_initial_learning_rates(state)  # of groups that were added since
     factor = math.prod(_factor(schedule, state) for schedule in state.schedules)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             lr = group["lr"]
-            if "initial_lr" not in group:
-                group["initial_lr"] = lr.clone() if isinstance(lr, Tensor) else lr
             if isinstance(lr, Tensor):
                 lr.copy_(group["initial_lr"] * factor)  # in place, as a compiled optimizer keeps the tensor
             else:

@@ -106,6 +106,11 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"make_scheduler": sequence(lambda epoch: 0.9**epoch)},
         "schedulers.0.schedulers.1.lr_lambdas.0.function: ",
     ),
+    "a schedule that is a function of the state": (
+        {"make_scheduler": lambda optimizer: lambda state: 0.5},
+        {"make_scheduler": lambda optimizer: lambda state: 0.25},
+        "schedulers.0.code: ",
+    ),
     "the collate_fn": (
         {"collate_fn": partial(collate, scale=1.0)},
         {"collate_fn": partial(collate, scale=2.0)},
