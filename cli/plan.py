@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def plan(
     model: str,
-    drop_rate: float = 0.2,
+    drop_rate: float | None = None,
     drop_distribution: Literal["linear", "uniform"] = "linear",
     drop_unit: Literal["block", "branch"] = "block",
     protect_projections: bool = False,
@@ -27,8 +27,8 @@ def plan(
 
     Args:
         model: A network with residual blocks: from torchvision, such as resnet50 or vit_b_16, from timm, such as
-            timm:resnet50d, or a CIFAR ResNet, such as cifar_resnet110.
-        drop_rate: Probability in [0, 1] that the last block is dropped.
+            timm:vit_small_patch16_224, or a CIFAR ResNet, such as cifar_resnet110.
+        drop_rate: Probability in [0, 1] that the last block is dropped; by default 0.2, or the network's own rates.
         drop_distribution: Rates that rise linearly with depth, or the same rate for every block.
         drop_unit: Drop the blocks of a transformer, or their branches separately.
         protect_projections: Never drop a block whose shortcut is not the identity.
@@ -40,10 +40,12 @@ def plan(
     import torch
 
     from ..algorithms.stochastic_depth import apply_stochastic_depth, expected_savings
+    from ..algorithms.stochastic_depth.discovery import find_blocks
     from ..models import create_model
 
     with torch.device("meta"):
         network = create_model(model)
+    _, unconverted = find_blocks(network, None)
     apply_stochastic_depth(
         network,
         drop_rate=drop_rate,
@@ -53,10 +55,12 @@ def plan(
     )
     savings = expected_savings(network, (3, image_size, image_size))
     print(as_table(savings))
+    for reason in sorted(set(unconverted.values())):
+        print(f"not converted: {list(unconverted.values()).count(reason)} {reason}")
     if picture is not None:
         from .picture import draw_plan
 
-        draw_plan(savings, f"{model}, drop rate {drop_rate:g} {drop_distribution}", Path(picture))
+        draw_plan(savings, f"{model}, drop rate {max(savings.rates):g} {drop_distribution}", Path(picture))
         print(f"\n{picture}")
 
 

@@ -7,7 +7,7 @@ from .schedules import ProgressiveLayerDrop, StartLate, StopEarly, Warmup
 from .settings import Settings
 from .standalone import apply_stochastic_depth, remove_stochastic_depth
 from .stochastic_depth import StochasticDepth
-from .surgery import compile_stochastic_blocks, stochastic_blocks
+from .surgery import compile_stochastic_blocks, copy_drop_rates, stochastic_blocks
 
 __all__ = [
     "BlockCost",
@@ -22,6 +22,7 @@ __all__ = [
     "Warmup",
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
+    "copy_drop_rates",
     "expected_savings",
     "fold_stochastic_depth",
     "register_block_type",

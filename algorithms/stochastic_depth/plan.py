@@ -1,6 +1,6 @@
 """The drop plan: the rates of all blocks, and which blocks or rows of the batch are dropped in a step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +55,7 @@ class DropPlan:
         self.dropped_blocks: list[bool] | None = None
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
+        self.draw_for_part: Callable[[int, int], None] | None = None  # draws where only a part of the model is called
         self._is_open = False
         self._num_forwards = 0  # since the last backward began
         self._backward_began = False
@@ -122,6 +123,11 @@ class DropPlan:
     def close(self) -> None:
         """Make a training forward an error until the plan is opened again."""
         self._is_open = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether blocks run in training by the decisions."""
+        return self._is_open
 
     def check_open(self) -> None:
         """Check that a plan was drawn for this training forward.

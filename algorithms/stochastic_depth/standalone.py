@@ -61,6 +61,7 @@ def apply_stochastic_depth(
     plan = convert(model, settings, seed=seed)
     first = stochastic_blocks(model)[0]
     draw = _DrawBeforeForward(plan, batch_dim=first.block_type.get_batch_dim(first))
+    plan.draw_for_part = draw.draw_for_part
     model.register_forward_pre_hook(draw, with_kwargs=True)
     model.register_forward_hook(_CloseAfterForward(plan), always_call=True)
     return model
@@ -88,6 +89,7 @@ class _DrawBeforeForward:
         self.plan = plan
         self.batch_dim = batch_dim
         self.step = 0
+        self._called: set[int] = set()  # blocks that were called by the plan of a part
 
     @outside_of_graphs
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -97,12 +99,25 @@ class _DrawBeforeForward:
             if num_rows is None and self.plan.method == "sample":
                 raise ValueError('stochastic_method="sample" needs a tensor among the model\'s inputs, got none')
             check_active_ddp()
-            self.plan.draw(self.step, rank=current_rank(), num_rows=num_rows or 0)
-            check_same_plan(self.plan, self.step)
+            self._draw(num_rows or 0)
             self.plan.open()
-            self.step += 1
-            if torch.is_grad_enabled():
-                self.plan.count_forward()
+
+    def draw_for_part(self, block: int, num_rows: int) -> None:
+        """Draw where only a part of the model is called, such as ``model.forward_features``.
+
+        A new plan is drawn for the first block that is called, and then as soon as a block is called again.
+        """
+        if not self._called or block in self._called:
+            self._draw(num_rows)
+        self._called.add(block)
+
+    def _draw(self, num_rows: int) -> None:
+        self._called.clear()
+        self.plan.draw(self.step, rank=current_rank(), num_rows=num_rows)
+        check_same_plan(self.plan, self.step)
+        self.step += 1
+        if torch.is_grad_enabled():
+            self.plan.count_forward()
 
 
 class _CloseAfterForward:

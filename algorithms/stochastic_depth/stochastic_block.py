@@ -76,10 +76,14 @@ class StochasticBlock(nn.Module):
         plan = self.drop_plan
         if not self.training:
             return self._run(x, [plan.evaluation_scale(index) for index in self.drop_indices], args, kwargs)
-        plan.check_open()
-        if plan.method == "block":
-            return self._run(x, [plan.block_scale(index) for index in self.drop_indices], args, kwargs)
-        return self._run_rows(x, args, kwargs)
+        if plan.is_open or plan.draw_for_part is None or is_in_backward():
+            plan.check_open()
+            return self._run_training(x, args, kwargs)
+        plan.draw_for_part(self.drop_indices[0], x.shape[self.block_type.get_batch_dim(self)])
+        y = self._run_training(x, args, kwargs)
+        if y.requires_grad:
+            y.register_hook(lambda grad: plan.begin_backward())
+        return y
 
     @property
     def ranks_may_differ(self) -> bool:
@@ -101,6 +105,12 @@ class StochasticBlock(nn.Module):
         self._compiled = {"forward": torch.compile(_own_code(cls.forward), **options)}
         for number, branch in enumerate(self.block_type.branches_of(self)):
             self._compiled[f"residual{number}"] = torch.compile(_own_code(branch.residual), **options)
+
+    def _run_training(self, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+        plan = self.drop_plan
+        if plan.method == "block":
+            return self._run(x, [plan.block_scale(index) for index in self.drop_indices], args, kwargs)
+        return self._run_rows(x, args, kwargs)
 
     def _run(self, x: Tensor, scales: Sequence[float], args: Any, kwargs: Any) -> Tensor:
         """Run the block, with each residual branch multiplied by its scale."""

@@ -101,6 +101,27 @@ def stochastic_blocks(model: nn.Module) -> list[StochasticBlock]:
     return [module for module in model.modules() if isinstance(module, StochasticBlock)]
 
 
+def copy_drop_rates(model: nn.Module, averaged: nn.Module) -> None:
+    """Give a copy of a model, such as ``torch.optim.swa_utils.AveragedModel``, the rates that the model has now.
+
+    A copy keeps the rates of the moment when it was made. Without this, a copy made during a warmup evaluates
+    with lower rates than the model.
+
+    Args:
+        model: A model with stochastic depth.
+        averaged: A copy of it, or a wrapper around one, which was copied after the conversion.
+
+    Raises:
+        ValueError: If one of them has no stochastic depth, or their blocks are not the same.
+    """
+    source, target = (required_blocks(one, "copy drop rates") for one in (model, averaged))
+    if [block.drop_indices for block in source] != [block.drop_indices for block in target]:
+        raise ValueError(
+            f"averaged must be a copy of the model, with its {len(source)} stochastic blocks, got {len(target)}"
+        )
+    target[0].drop_plan.set_rates(source[0].drop_plan.rates)
+
+
 def required_blocks(model: nn.Module, purpose: str) -> list[StochasticBlock]:
     """The converted blocks of a model; a ValueError that names the purpose if there are none."""
     blocks = stochastic_blocks(model)

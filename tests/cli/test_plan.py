@@ -21,6 +21,7 @@ def test_it_lists_every_block_and_what_is_saved(capsys: pytest.CaptureFixture[st
         (["vit_b_16"], 24),
         (["cifar_resnet20", "--image-size", "32", "--protect-projections"], 9),
         (["resnext50_32x4d"], 16),
+        (["timm:resnet10t"], 4),
     ],
 )
 def test_it_takes_every_residual_network(

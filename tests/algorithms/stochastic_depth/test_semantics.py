@@ -265,14 +265,33 @@ def test_a_block_with_a_projection_keeps_the_gradients_channels_last() -> None:
     assert fractions == {0.5}
 
 
-def test_calling_a_part_of_the_model_in_training_is_refused_at_any_time() -> None:
-    model = cf.apply_stochastic_depth(tiny_resnet())
-    x = torch.randn(2, 3, 6, 6)
+@pytest.mark.parametrize("method", ["block", "sample"])
+def test_a_part_of_the_model_can_be_called_in_training(method: str) -> None:
+    """As with timm's `forward_features`: one plan for all blocks, a new one as soon as a block is called again."""
+    model = cf.apply_stochastic_depth(tiny_resnet(4), stochastic_method=method, drop_rate=0.5)  # type: ignore[arg-type]
+    plan = cf.stochastic_blocks(model)[0].drop_plan
+    x = torch.randn(8, 3, 6, 6, requires_grad=True)
+    seen = []
+    for _ in range(6):
+        model.module(x).sum().backward()
+        seen.append(plan.decisions.tobytes())
+    assert len(set(seen)) > 3
     model((x, None))
-    with pytest.raises(RuntimeError, match="call the model that stochastic depth was applied to, not a part of it"):
-        model.module(x)
-    model.eval()
-    assert torch.equal(model.module(x), model((x, None)))
+    assert plan.decisions.tobytes() not in seen[-1:]
+    with pytest.raises(RuntimeError, match="drop plan was drawn"):
+        plan.close()
+        plan.check_open()
+
+
+def test_copies_of_a_model_get_its_rates() -> None:
+    model = cf.apply_stochastic_depth(tiny_resnet(4), drop_rate=0.0)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    for block in cf.stochastic_blocks(model):
+        block.drop_rate = 0.4
+    cf.copy_drop_rates(model, averaged)
+    assert [block.drop_rate for block in cf.stochastic_blocks(averaged)] == [0.4] * 4
+    with pytest.raises(ValueError, match="averaged must be a copy of the model, with its 4 stochastic blocks, got 3"):
+        cf.copy_drop_rates(model, cf.apply_stochastic_depth(tiny_resnet(3)))
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
