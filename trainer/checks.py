@@ -255,14 +255,6 @@ def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Opt
             )
 
 
-def check_loss(loss: Any) -> Tensor:
-    """A loss must be a tensor without dimensions, or it is a ValueError."""
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"model.loss must return a tensor without dimensions, the mean over the batch; got {what}")
-    return loss
-
-
 def _as_time(name: str, value: Any) -> Time:
     is_int = isinstance(value, int) and not isinstance(value, bool)
     return Time(value, TimeUnit.EPOCH) if is_int else as_time(value, name)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..engine import Engine, Evaluator, Event
 from . import distributed
-from .checks import check_loss
 from .data.batches import read_batches
 from .data.reader import EpochReader
 from .distributed.parallelism import reshard
+from .loss import LossParts
 from .precision import Precision, autocast
 from .weights import check_same_weights
 
@@ -70,7 +70,7 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     metrics = _prepare_metrics(model, evaluator, state.device)
     has_own_forward = callable(getattr(model, "eval_forward", None))
     forward = model.eval_forward if has_own_forward else model
-    loss, count = torch.zeros((), device=state.device), 0
+    loss, parts, count = torch.zeros((), device=state.device), LossParts(), 0
     run_event(Event.EVAL_START)
     distributed.copy_from_rank_zero(model.buffers())  # again: an algorithm may evaluate other buffers
     batches = read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER)
@@ -81,7 +81,8 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
             state.outputs = forward(state.batch)
             run_event(Event.EVAL_AFTER_FORWARD)
             if not has_own_forward:
-                loss += check_loss(model.loss(state.outputs, state.batch)) * state.batch_num_samples
+                rows = state.batch_num_samples
+                loss += parts.add(model.loss(state.outputs, state.batch), rows) * rows
         count += state.batch_num_samples
         for metric in metrics.values():
             model.update_metric(state.batch, state.outputs, metric)
@@ -89,9 +90,10 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     if count == 0:
         raise ValueError("eval_dataloader must yield at least one batch, it yielded none")
     numbers, tensors = {}, {}
-    total, samples = distributed.sum_over_ranks([float(loss), count])
+    total, samples, *sums = distributed.sum_over_ranks([float(loss), count, *map(float, parts.sums.values())])
     if not has_own_forward:
-        numbers[f"loss/{evaluator.label}/total"] = total / samples
+        for name, total_of_part in zip(["total", *parts.sums], [total, *sums], strict=True):
+            numbers[f"loss/{evaluator.label}/{name}"] = total_of_part / samples
     for name, metric in metrics.items():
         for full_name, value in _flatten(f"metrics/{evaluator.label}/{name}", metric.compute()):
             if value.numel() == 1:

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from ..engine import Engine, Event, State, Timestamp
 from . import distributed
-from .checks import check_loss
 from .data import batches
 from .distributed.declarations import skippable_modules
 from .distributed.parallelism import Synchronizer
 from .flags import StepFlags, flag_step, flag_step_over_ranks
 from .learning_rate import apply_schedules
+from .loss import LossParts
 from .precision import Precision, autocast
 from .snapshot import Snapshot
 from .update import can_hold_back, gradients, remove_state, step_unless
@@ -63,6 +63,7 @@ class TrainStep:
         self._synchronizer = synchronizer
         self._pending: _Pending | None = None
         self._is_interrupted = False
+        self._parts = LossParts()
         self._state.settle = self.settle
         self._warn_of_waits()
 
@@ -106,7 +107,8 @@ class TrainStep:
             self._synchronizer.end_step()
         state.timestamp = state.timestamp.to_next_batch(state.global_batch_num_samples)
         metrics = {"epoch": state.timestamp.epoch.value, "loss/train/total": step.flags.loss, "lr": lr}
-        self._engine.logger.log_metrics(metrics)
+        parts = self._parts.means_over_ranks(state.global_batch_num_samples)
+        self._engine.logger.log_metrics({**metrics, **parts})
         run_event(Event.BATCH_END)
         return is_interrupted() if state.world_size == 1 else was_interrupted
 
@@ -255,6 +257,7 @@ class TrainStep:
         """Run forward and backward; the returned loss is the mean over this rank's rows."""
         state = self._state
         batch, size, num_rows = state.batch, state.device_train_microbatch_size, state.batch_num_samples
+        self._parts = LossParts()
         # The ranks' gradients are averaged, so a rank with more rows than the mean counts for more.
         weight = num_rows * state.world_size / state.global_batch_num_samples
         if size is None or size >= num_rows:
@@ -278,7 +281,7 @@ class TrainStep:
             state.outputs = model(state.batch)
             run_event(Event.AFTER_FORWARD)
             run_event(Event.BEFORE_LOSS)
-            state.loss = check_loss(model.loss(state.outputs, state.batch))
+            state.loss = self._parts.add(model.loss(state.outputs, state.batch), state.microbatch_num_samples)
             run_event(Event.AFTER_LOSS)
         run_event(Event.BEFORE_BACKWARD)
         loss = state.loss if share == 1.0 else state.loss * share

@@ -31,8 +31,9 @@ class Trainer:
     """Trains and evaluates a model, and lets algorithms and callbacks act at every `Event`.
 
     The model is any ``nn.Module`` with ``forward(batch)`` and ``loss(outputs, batch)``, the mean over
-    the batch. Evaluation metrics are optional: ``get_metrics(is_train)`` gives torchmetrics objects
-    by name, ``update_metric(batch, outputs, metric)`` adds a batch to one.
+    the batch, or a tuple or dictionary of the parts of which it is the sum. Evaluation metrics are
+    optional: ``get_metrics(is_train)`` gives torchmetrics objects by name,
+    ``update_metric(batch, outputs, metric)`` adds a batch to one.
 
     INIT runs when the Trainer is built, on the raw model. All generators (python, numpy, torch) are
     seeded then. Each batch that is read is a function of the seed, the epoch and its place in it,
