@@ -214,3 +214,30 @@ def test_a_run_without_evaluation_is_refused() -> None:
     trainer = Trainer(LinearModel(), vectors(), None, "1ep", callbacks=EarlyStopper("loss"), progress_bar=False)
     with pytest.raises(ValueError, match="EarlyStopper needs an eval_dataloader"):
         trainer.fit()
+
+
+def test_the_state_of_a_callback_may_hold_counters_of_the_timestamp(tmp_path: Path) -> None:
+    class Remember(Callback):
+        def __init__(self) -> None:
+            self.seen: dict[str, Any] = {}
+
+        def batch_end(self, state: State, logger: Logger) -> None:
+            self.seen = {"batch": state.timestamp.batch, "all": [state.timestamp.epoch, (state.timestamp.sample,)]}
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.seen
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.seen = state
+
+    def run(callback: Remember, max_duration: str, **settings: Any) -> None:
+        trainer = make_trainer([1] * 8, callback, max_duration=max_duration, save_folder=tmp_path, **settings)
+        if not settings:
+            trainer.fit()
+        trainer.close()
+
+    first, resumed = Remember(), Remember()
+    run(first, "8ba")
+    run(resumed, "9ba", autoresume=True)
+    assert resumed.seen == first.seen == {"batch": 8, "all": [1, (32,)]}
+    assert type(resumed.seen["batch"]) is int

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...engine import Logger, State
 from ...engine.checks import check_int
 from ...engine.identity import describe
+from ...engine.time import Count
 from .. import distributed
 from ..data.sampling import num_batches
 from ..options import MAY_CHANGE
@@ -41,7 +42,7 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
     check_weights(state.model, state.timestamp.batch)
     algorithms = _states(state.algorithms)
     of_this_rank = {
-        "algorithms": [algorithm.rank_state_dict() for algorithm in state.algorithms],
+        "algorithms": [_plain_counts(algorithm.rank_state_dict()) for algorithm in state.algorithms],
         "generators": generator_states(state.device),
     }
     ranks = distributed.gather((of_this_rank, [_fingerprint(item["state"]) for item in algorithms]))
@@ -189,7 +190,16 @@ def _check_kept_once(algorithms: Sequence[Mapping[str, Any]], fingerprints: Sequ
 
 def _states(things: Sequence[Any]) -> list[dict[str, Any]]:
     """The states with the names of their classes, which are compared when loading and never imported."""
-    return [{"name": type(thing).__name__, "state": thing.state_dict()} for thing in things]
+    return [{"name": type(thing).__name__, "state": _plain_counts(thing.state_dict())} for thing in things]
+
+
+def _plain_counts(value: Any) -> Any:
+    """The counters of timestamps as plain ints: a checkpoint holds no other objects."""
+    if isinstance(value, Count):
+        return int(value)
+    if type(value) is dict:
+        return {key: _plain_counts(item) for key, item in value.items()}
+    return type(value)(map(_plain_counts, value)) if type(value) in (list, tuple) else value
 
 
 def _pairs(saved: Sequence[Mapping[str, Any]], things: Sequence[Any], name: str) -> list[tuple[Any, Any]]:
