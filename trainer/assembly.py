@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from ..engine import Callback, Engine, Evaluator, Event, Logger, LoggerDestination, State
 from ..loggers import FileLogger, ProgressBar
 from . import checks, distributed
-from .checkpoint.contents import restore, restore_weights
+from .checkpoint.contents import restore, restore_for_evaluation, restore_weights
 from .checkpoint.loading import Found, find_checkpoint
 from .checkpoint.saver import CheckpointSaver
 from .data.reader import EpochReader
@@ -82,7 +82,8 @@ def assemble(arguments: Mapping[str, Any]) -> Assembly:
     synchronizer = parallelize(state, options.parallelism, find_unused_parameters=options.find_unused_parameters)
     load(engine, found)
     train_step = build_step(engine, options, synchronizer)
-    resumed = None if found is None or found.weights_only else {"ranks": found.contents["ranks"]}
+    is_resume = found is not None and not found.weights_only and bool(state.optimizers)
+    resumed = {"ranks": found.contents["ranks"]} if found is not None and is_resume else None
     return Assembly(options, engine, train_step, train_reader, eval_readers, saver, resumed)
 
 
@@ -207,6 +208,8 @@ def load(engine: Engine, found: Found | None) -> None:
         try:
             if found.weights_only:
                 restore_weights(found.contents, engine.state, found.path.parent)
+            elif not engine.state.optimizers:
+                restore_for_evaluation(found.contents, engine.state, found.path.parent)
             else:
                 restore(found.contents, engine.state, engine.logger, found.path.parent)
         except ValueError as error:

@@ -266,6 +266,8 @@ class Trainer:
                 self._replace_train_dataloader(train_dataloader)
             if self._train_reader is None:
                 raise ValueError("train_dataloader must be given to fit, got None")
+            if not state.optimizers and state.timestamp.batch > 0:
+                raise ValueError("optimizers and train_dataloader must be given to the Trainer to resume, got none")
             if length is None and state.max_duration is None:
                 raise ValueError('max_duration or duration must be given to fit, for example "3ep", got None')
         if reset_time:

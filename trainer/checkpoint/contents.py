@@ -142,6 +142,34 @@ def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> 
         raise ValueError(f"the checkpoint does not hold the weights of a model: {error!r}") from error
 
 
+def restore_for_evaluation(contents: Mapping[str, Any], state: State, folder: Path) -> None:
+    """Give a run without training data and optimizers what its evaluation depends on: weights, algorithms, progress.
+
+    Raises:
+        ValueError: If algorithms, weights or progress do not fit the run. The model is then unchanged.
+    """
+    try:
+        name, saved_settings = "algorithms", contents["settings"]
+        compared = (name, "python")  # the code of functions is compared within one version of Python
+        check_same_training(
+            {key: saved_settings[key] for key in compared}, {key: state.settings[key] for key in compared}, ()
+        )
+        contents = fit_to({**contents, "optimizers": (), "callbacks": ()}, state, folder)
+        _check_same_forms(contents["model"], state.model.state_dict())
+        buffers = _other_buffers(state.model)
+        _check_same_forms(contents["buffers"], buffers)
+        for algorithm, saved in _pairs(contents[name], state.algorithms, name):
+            algorithm.load_state_dict(saved)
+        for algorithm, saved in zip(state.algorithms, _of_this_rank(contents)[name], strict=True):
+            algorithm.load_rank_state_dict(saved)
+        state.load_state_dict(contents["progress"])
+        state.model.load_state_dict(contents["model"])
+        for name, buffer in buffers.items():
+            buffer.copy_(contents["buffers"][name])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"the checkpoint does not hold what an evaluation needs: {error!r}") from error
+
+
 def restore_generators(contents: Mapping[str, Any], device: torch.device) -> None:
     """Restore the global generators of this rank (python, numpy, torch)."""
     if distributed.rank() >= len(contents["ranks"]):
