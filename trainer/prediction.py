@@ -8,6 +8,7 @@ from ..engine import Engine, Event
 from . import distributed
 from .data import batches
 from .data.reader import EpochReader
+from .distributed.parallelism import reshard
 from .evaluation import evaluation_mode
 from .precision import Precision, autocast
 
@@ -44,6 +45,7 @@ def predict(engine: Engine, reader: EpochReader, precision: Precision) -> list[A
             run_event(Event.PREDICT_BATCH_END)
         if not outputs:
             raise ValueError("dataloader must yield at least one batch, it yielded none")
+        reshard(state.model)  # as an evaluation does
         run_event(Event.PREDICT_END)
     state.batch, state.batch_num_samples, state.global_batch_num_samples, state.dataloader_label = before
     return outputs
