@@ -97,7 +97,7 @@ def test_an_argument_below_its_minimum_is_refused(arguments):
 def test_what_is_known_of_them():
     data = digits_dataloaders(image_size=8)
     assert data.class_names == tuple("0123456789")
-    (train, _), whole = data.train_dataloader.dataset.tensors, load_digits().images
+    (train, _), whole = cast(TensorDataset, data.train_dataloader.dataset).tensors, load_digits().images
     scaled = (train * data.std[0] + data.mean[0]) * 16
     assert scaled.min().item() == pytest.approx(0, abs=1e-4)
     assert scaled.max().item() == pytest.approx(whole.max(), abs=1e-4)
