@@ -58,7 +58,7 @@ class Logger:
         Raises:
             ValueError: If a tensor has more than one element.
         """
-        metrics = {name: _scalar(name, value) for name, value in metrics.items()}
+        metrics = {name: value if type(value) is float else _scalar(name, value) for name, value in metrics.items()}
         for destination in self.destinations:
             self.call(destination, destination.log_metrics, metrics, self.step)
 

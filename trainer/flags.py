@@ -33,7 +33,7 @@ class StepFlags(NamedTuple):
             self.arrival.synchronize()
         values = self.copy.tolist()
         if isinstance(values, float):  # of a single process
-            return KnownFlags(values > 0)
+            return _NONFINITE if values > 0 else _FINITE
         _, num_nonfinite, num_interrupted, *fingerprints = values
         by_rank = [
             tuple(fingerprints[first : first + _NUM_PRINTS]) for first in range(0, len(fingerprints), _NUM_PRINTS)
@@ -62,6 +62,7 @@ class KnownFlags(NamedTuple):
                 raise RuntimeError(what.format(others=f"ranks {others}", step=step))
 
 
+_FINITE, _NONFINITE = KnownFlags(False), KnownFlags(True)  # of a single process
 _MUST_BE_SAME = (
     "all ranks must train the same parameters, but those that require a gradient on {others} are not those of rank 0 "
     "in step {step}",
@@ -77,10 +78,10 @@ def flag_step(loss: Tensor, gradients: Iterable[Tensor]) -> StepFlags:
     """The flags of a step of a single process.
 
     Args:
-        loss: The mean over the batch.
+        loss: The mean over the batch, detached.
         gradients: Those that must be finite.
     """
-    found = find_nonfinite([loss.detach(), *gradients])
+    found = find_nonfinite([loss, *gradients])
     if found.device.type == "cpu":
         return StepFlags(loss, found, found, None)
     return StepFlags(loss, found, *_send_to_host(found))
@@ -92,7 +93,7 @@ def flag_step_over_ranks(
     """The flags of a step of several ranks, reduced by the backend that reduces the gradients.
 
     Args:
-        loss: The mean over the rows of this rank.
+        loss: The mean over the rows of this rank, detached.
         gradients: Those that must be finite.
         share: Of the rows that are on this rank.
         is_interrupted: Whether this rank was asked to stop.
@@ -106,8 +107,8 @@ def flag_step_over_ranks(
     values[2], values[first : first + _NUM_PRINTS] = float(is_interrupted), map(float, fingerprints)
     flags = torch.tensor(values, dtype=torch.float64, pin_memory=loss.device.type == "cuda")
     flags = flags.to(loss.device, non_blocking=True)
-    flags[0] = loss.detach() * share
-    flags[1] = find_nonfinite([loss.detach(), *gradients])
+    flags[0] = loss * share
+    flags[1] = find_nonfinite([loss, *gradients])
     with distributed.translate_errors():
         dist.all_reduce(flags)
     prints = flags[3:].view(-1, _NUM_PRINTS)
@@ -120,10 +121,16 @@ def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
 
     The tensors are multiplied by 1 in place, as it is done by the loss scaler's kernel, the fastest there is.
     """
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    dtype, device = tensors[0].dtype, tensors[0].device
     for tensor in tensors:
-        if type(tensor) is not Tensor or tensor.dtype not in _PLAIN or tensor.is_sparse:
-            tensor = _dense_values(tensor)
+        if type(tensor) is not Tensor or tensor.dtype is not dtype or tensor.is_sparse or tensor.device != device:
+            return _find_in_many_kinds(tensors)
+    return _find_in_one_kind(tensors, device)
+
+
+def _find_in_many_kinds(tensors: Sequence[Tensor]) -> Tensor:
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in map(_dense_values, tensors):
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     found = [_find_in_one_kind(same, device) for (device, _), same in kinds.items()]
     if len(found) == 1:
@@ -131,7 +138,7 @@ def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([flag.to(found[0].device, non_blocking=True) for flag in found]).amax(0)
 
 
-def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
+def _find_in_one_kind(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     if device not in _constants:
         _constants[device] = torch.zeros((), device=device), torch.ones((), device=device)
     zero, one = _constants[device]
@@ -140,7 +147,6 @@ def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
     return found
 
 
-_PLAIN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 _constants: dict[torch.device, tuple[Tensor, Tensor]] = {}  # to make a tensor of a number takes longer than a copy
 
 

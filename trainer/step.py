@@ -123,12 +123,13 @@ class TrainStep:
         if step is None:
             return
         known = step.flags.read()
-        self._is_interrupted |= known.is_interrupted
-        try:
-            known.check_same(step.timestamp.batch)
-        except RuntimeError:
-            step.undo(self._state)
-            raise
+        if known.fingerprints:
+            self._is_interrupted |= known.is_interrupted
+            try:
+                known.check_same(step.timestamp.batch)
+            except RuntimeError:
+                step.undo(self._state)
+                raise
         if not known.is_nonfinite:
             self._state.num_nonfinite_steps = 0
             return

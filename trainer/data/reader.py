@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ..reproducibility import generators_kept, hashed_seeds, seed_generators
 from ..torch_internals import without_workers
 from . import batches
-from .samples import Request, Requests, rebuild
+from .samples import Request, Requests, iterate, rebuild
 from .sampling import READ, is_map_style, is_plain, list_batches, num_batches, own_generators, set_epoch
 from .sharing import Shares, digest
 from .workers import WorkerInit, end_workers, tracked
@@ -132,7 +132,7 @@ class EpochReader:
         self._requests.of_epoch = self._request(epoch, start, requested)
         assert loader.generator is not None, "a rebuilt DataLoader has one"
         loader.generator.manual_seed(hashed_seeds(self._seed, epoch)[1])
-        iterator = tracked(iter(loader))
+        iterator = tracked(iterate(loader))
         try:
             for batch in self._received(iterator):
                 num_global, request, self._digest = requested.popleft()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils import data
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -43,12 +44,11 @@ def rebuild(dataloader: Any, requests: Requests, seed: int) -> DataLoader[Any]:
     """A DataLoader with the same settings that loads the batches of `requests`."""
     dataset, collate_fn = dataloader.dataset, dataloader.collate_fn
     requests.draws_nothing = _draws_nothing(dataloader)
-    if not requests.draws_nothing:
-        dataset, collate_fn = _SeededDataset(dataset, collate_fn, seed), _identity
+    whole_batches = _TensorRows(dataset) if requests.draws_nothing else _SeededDataset(dataset, collate_fn, seed)
     return DataLoader(
-        dataset,
+        whole_batches,
         batch_sampler=requests,  # lists of indices, or what _SeededDataset takes for them
-        collate_fn=collate_fn,
+        collate_fn=_identity,
         num_workers=dataloader.num_workers,
         pin_memory=dataloader.pin_memory,
         timeout=dataloader.timeout,
@@ -58,6 +58,33 @@ def rebuild(dataloader: Any, requests: Requests, seed: int) -> DataLoader[Any]:
         prefetch_factor=dataloader.prefetch_factor,
         persistent_workers=dataloader.persistent_workers,
     )
+
+
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a rebuilt DataLoader, as its own iterator gives them.
+
+    Without workers and pinned memory that iterator would only fetch and collate, at a cost per batch that small
+    batches feel, so it is done here.
+    """
+    if loader.num_workers > 0 or loader.pin_memory:
+        return iter(loader)
+    assert loader.batch_sampler is not None, "a rebuilt DataLoader has one"
+    dataset: Any = loader.dataset
+    return map(dataset.__getitems__, loader.batch_sampler)
+
+
+class _TensorRows(Dataset[Any]):
+    """Whole batches of a TensorDataset, or of a subset of one, as `default_collate` makes them of its samples."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.user_dataset = dataset
+        self._chosen = dataset.indices if type(dataset) is data.Subset else None
+        self._tensors = (dataset.dataset if type(dataset) is data.Subset else dataset).tensors
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        chosen = indices if self._chosen is None else [self._chosen[index] for index in indices]
+        rows = torch.tensor(chosen)
+        return [tensor[rows] for tensor in self._tensors]
 
 
 class _SeededDataset(Dataset[Any]):
@@ -102,7 +129,9 @@ def _draws_nothing(dataloader: Any) -> bool:
     dataset = dataloader.dataset
     if type(dataset) is data.Subset:
         dataset = dataset.dataset
-    return type(dataset) is data.TensorDataset and dataloader.collate_fn is data.default_collate
+    if type(dataset) is not data.TensorDataset or dataloader.collate_fn is not data.default_collate:
+        return False
+    return all(type(tensor) is Tensor for tensor in dataset.tensors)
 
 
 def _identity(batch: Any) -> Any:
