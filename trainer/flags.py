@@ -116,7 +116,7 @@ def flag_step_over_ranks(
     return StepFlags(flags[0], found, *_send_to_host(flags))
 
 
-def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
+def find_nonfinite(tensors: list[Tensor]) -> Tensor:
     """A float32 tensor without dimensions on the device of the first tensor: 1 if any value is not finite, else 0.
 
     The tensors are multiplied by 1 in place, as it is done by the loss scaler's kernel, the fastest there is.
@@ -128,7 +128,7 @@ def find_nonfinite(tensors: Sequence[Tensor]) -> Tensor:
     return _find_in_one_kind(tensors, device)
 
 
-def _find_in_many_kinds(tensors: Sequence[Tensor]) -> Tensor:
+def _find_in_many_kinds(tensors: list[Tensor]) -> Tensor:
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in map(_dense_values, tensors):
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
@@ -138,7 +138,7 @@ def _find_in_many_kinds(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([flag.to(found[0].device, non_blocking=True) for flag in found]).amax(0)
 
 
-def _find_in_one_kind(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
     if device not in _constants:
         _constants[device] = torch.zeros((), device=device), torch.ones((), device=device)
     zero, one = _constants[device]

@@ -78,8 +78,9 @@ class _TensorRows(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.user_dataset = dataset
-        self._chosen = dataset.indices if type(dataset) is data.Subset else None
-        self._tensors = (dataset.dataset if type(dataset) is data.Subset else dataset).tensors
+        is_subset = type(dataset) is data.Subset
+        self._chosen: Any = dataset.indices if is_subset else None
+        self._tensors: tuple[Tensor, ...] = dataset.dataset.tensors if is_subset else dataset.tensors
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
         chosen = indices if self._chosen is None else [self._chosen[index] for index in indices]
