@@ -1,18 +1,15 @@
 """One optimizer step: forward and backward in microbatches, gradients averaged over ranks, the update."""
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from ..engine import Engine, Event, State, Timestamp
+from ..engine import Engine, Event, State
 from . import distributed
 from .data import batches
 from .distributed.declarations import skippable_modules
@@ -20,9 +17,10 @@ from .distributed.parallelism import Synchronizer
 from .flags import StepFlags, flag_step, flag_step_over_ranks
 from .learning_rate import apply_schedules
 from .loss import LossParts
+from .pending_step import PendingStep, copy_schedules
 from .precision import Precision, autocast
 from .snapshot import Snapshot
-from .update import can_hold_back, gradients, remove_state, step_unless
+from .update import can_hold_back, gradients, step_unless
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ class TrainStep:
         self._max_nonfinite_steps = max_nonfinite_steps
         self._does_step_schedulers = step_schedulers
         self._synchronizer = synchronizer
-        self._pending: _Pending | None = None
+        self._pending: PendingStep | None = None
         self._is_interrupted = False
         self._parts = LossParts()
         self._state.settle = self.settle
@@ -164,7 +162,7 @@ class TrainStep:
             "the loss scaler" if state.scaler.is_enabled() else f"{waiting[0]} cannot skip an update on the device",
         )
 
-    def _compute_gradients(self, is_interrupted: Callable[[], bool]) -> "_Pending":
+    def _compute_gradients(self, is_interrupted: Callable[[], bool]) -> PendingStep:
         """Compute the averaged gradients of the step, in smaller microbatches as long as memory runs out."""
         state, synchronizer = self._state, self._synchronizer
         snapshot = Snapshot(state.model, state.device if self._halve_microbatches else None)
@@ -186,7 +184,7 @@ class TrainStep:
         if synchronizer is not None and synchronizer.has_changed:
             flags.read().check_same(state.timestamp.batch)
             synchronizer.adopt_changes()
-        return _Pending(flags, snapshot, state.timestamp)
+        return PendingStep(flags, snapshot, state.timestamp)
 
     def _flag(self, loss: Tensor, is_interrupted: Callable[[], bool]) -> StepFlags:
         state = self._state
@@ -205,17 +203,17 @@ class TrainStep:
     def _can_hold_back(self) -> bool:
         return not self._state.scaler.is_enabled() and all(map(can_hold_back, self._state.optimizers))
 
-    def _settle_now(self, step: "_Pending") -> None:
+    def _settle_now(self, step: PendingStep) -> None:
         """Wait for the flags of a step before its update; a step that is not finite loses its gradients."""
         self._pending = step
         self.settle()
         if self._state.num_nonfinite_steps > 0:
             self._state.model.zero_grad(set_to_none=True)
 
-    def _update_unless_nonfinite(self, step: "_Pending") -> None:
+    def _update_unless_nonfinite(self, step: PendingStep) -> None:
         """Let the device apply the update or hold it back."""
         if self._does_step_schedulers:
-            step.schedules = list(_copy_schedules(self._state))
+            step.schedules = list(copy_schedules(self._state))
         step.created = step_unless(step.flags.found_nonfinite, self._state.optimizers)
         self._pending = step
         if self._max_nonfinite_steps > 0 and not step.restore_buffers_if_nonfinite():
@@ -325,69 +323,6 @@ class TrainStep:
         if state.rank == 0:
             size = state.device_train_microbatch_size
             _log.warning("out of memory: the step is repeated with device_train_microbatch_size=%d", size)
-
-
-@dataclass
-class _Pending:
-    """A step whose flags the host does not know yet, and what it takes to undo it.
-
-    Args:
-        flags: On the device.
-        snapshot: Buffers before the step.
-        timestamp: Before the step.
-        are_buffers_restored: Whether the device restores the buffers where the flag is set.
-        created: Optimizer states that the step created.
-        schedules: Schedulers and optimizers with their settings before the step.
-    """
-
-    flags: StepFlags
-    snapshot: Snapshot
-    timestamp: Timestamp
-    are_buffers_restored: bool = False
-    created: Sequence[tuple[Optimizer, nn.Parameter]] = ()
-    schedules: Sequence[tuple[Any, Any]] = ()
-
-    def restore_buffers_if_nonfinite(self) -> bool:
-        """Restore the buffers on the device; False where that takes the host."""
-        self.are_buffers_restored = self.snapshot.restore_buffers_where(self.flags.found_nonfinite)
-        return self.are_buffers_restored
-
-    def skip(self) -> None:
-        """Remove what the step left behind, except for the update, which was not applied."""
-        remove_state(self.created)
-        if not self.are_buffers_restored:
-            self.snapshot.restore_buffers()
-
-    def undo(self, state: State) -> None:
-        """Take the run back to the moment before the step."""
-        remove_state(self.created)
-        self.snapshot.restore_buffers()
-        state.model.zero_grad(set_to_none=True)
-        for thing, saved in self.schedules:
-            if isinstance(thing, Optimizer):
-                for group, settings in zip(thing.param_groups, saved, strict=True):
-                    group.update(settings)
-            else:
-                thing.load_state_dict(saved)
-        state.timestamp = self.timestamp
-
-    def what_is_nonfinite(self) -> str:
-        """For a message: the loss, or the gradients. Waits for the device."""
-        loss = self.flags.loss.item()
-        if math.isfinite(loss):
-            return f"the gradients of step {self.timestamp.batch} are not finite, at a loss of {loss:g}"
-        return f"the loss of step {self.timestamp.batch} is {loss}"
-
-
-def _copy_schedules(state: State) -> Iterator[tuple[Any, Any]]:
-    """What the schedulers change, in the order in which it is given back."""
-    for scheduler in state.schedulers:
-        yield scheduler, deepcopy(scheduler.state_dict())
-    for optimizer in state.optimizers if state.schedulers else ():
-        groups = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
-        ]
-        yield optimizer, deepcopy(groups)
 
 
 def _has_gradient(optimizer: Optimizer) -> bool:

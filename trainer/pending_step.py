@@ -1,0 +1,78 @@
+"""A step whose flags the host does not know yet."""
+
+import math
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..engine import State, Timestamp
+from .flags import StepFlags
+from .snapshot import Snapshot
+from .update import remove_state
+
+
+@dataclass
+class PendingStep:
+    """A step whose flags the host does not know yet, and what it takes to undo it.
+
+    Args:
+        flags: On the device.
+        snapshot: Buffers before the step.
+        timestamp: Before the step.
+        are_buffers_restored: Whether the device restores the buffers where the flag is set.
+        created: Optimizer states that the step created.
+        schedules: Schedulers and optimizers with their settings before the step.
+    """
+
+    flags: StepFlags
+    snapshot: Snapshot
+    timestamp: Timestamp
+    are_buffers_restored: bool = False
+    created: Sequence[tuple[Optimizer, nn.Parameter]] = ()
+    schedules: Sequence[tuple[Any, Any]] = ()
+
+    def restore_buffers_if_nonfinite(self) -> bool:
+        """Restore the buffers on the device; False where that takes the host."""
+        self.are_buffers_restored = self.snapshot.restore_buffers_where(self.flags.found_nonfinite)
+        return self.are_buffers_restored
+
+    def skip(self) -> None:
+        """Remove what the step left behind, except for the update, which was not applied."""
+        remove_state(self.created)
+        if not self.are_buffers_restored:
+            self.snapshot.restore_buffers()
+
+    def undo(self, state: State) -> None:
+        """Take the run back to the moment before the step."""
+        remove_state(self.created)
+        self.snapshot.restore_buffers()
+        state.model.zero_grad(set_to_none=True)
+        for thing, saved in self.schedules:
+            if isinstance(thing, Optimizer):
+                for group, settings in zip(thing.param_groups, saved, strict=True):
+                    group.update(settings)
+            else:
+                thing.load_state_dict(saved)
+        state.timestamp = self.timestamp
+
+    def what_is_nonfinite(self) -> str:
+        """For a message: the loss, or the gradients. Waits for the device."""
+        loss = self.flags.loss.item()
+        if math.isfinite(loss):
+            return f"the gradients of step {self.timestamp.batch} are not finite, at a loss of {loss:g}"
+        return f"the loss of step {self.timestamp.batch} is {loss}"
+
+
+def copy_schedules(state: State) -> Iterator[tuple[Any, Any]]:
+    """What the schedulers change, in the order in which it is given back."""
+    for scheduler in state.schedulers:
+        yield scheduler, deepcopy(scheduler.state_dict())
+    for optimizer in state.optimizers if state.schedulers else ():
+        groups = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        yield optimizer, deepcopy(groups)
