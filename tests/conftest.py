@@ -21,6 +21,7 @@ hypothesis.settings.register_profile("fixed", derandomize=True, database=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than cores for ``-n auto``, since some tests wait for processes or the disk."""
     return (os.cpu_count() or 1) + 1

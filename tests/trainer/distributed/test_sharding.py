@@ -132,5 +132,5 @@ def test_a_changed_shard_is_refused(shards_of_two_ranks: Path) -> None:
     contents = bytearray(shard.read_bytes())
     contents[len(contents) // 2] ^= 1
     shard.write_bytes(contents)
-    with pytest.raises(ValueError, match="its shards are not good"):
+    with pytest.raises(ValueError, match="its shards are missing or damaged"):
         make_trainer(load_path=shards_of_two_ranks)
