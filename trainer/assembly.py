@@ -134,7 +134,9 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
 
 def open_readers(state: State, options: Options) -> tuple[EpochReader | None, list[tuple[Evaluator, EpochReader]]]:
     """Readers of the training and of the evaluation data; a dataloader that cannot be read is refused."""
-    if len(state.evaluators) <= 1 and state.eval_dataloader is not None:  # which an algorithm may have replaced
+    if state.eval_dataloader is None:
+        state.evaluators = []
+    elif len(state.evaluators) <= 1:  # whose data an algorithm may have replaced
         (evaluator,) = state.evaluators or [Evaluator(label="eval", dataloader=state.eval_dataloader)]
         state.evaluators = [replace(evaluator, dataloader=state.eval_dataloader)]
     eval_readers = [(evaluator, open_eval_reader(state, evaluator)) for evaluator in state.evaluators]

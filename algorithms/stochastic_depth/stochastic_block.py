@@ -108,6 +108,7 @@ class StochasticBlock(nn.Module):
 
     def _run_training(self, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         plan = self.drop_plan
+        self._look_at_first_input(x)
         if plan.method == "block":
             return self._run(x, [plan.block_scale(index) for index in self.drop_indices], args, kwargs)
         return self._run_rows(x, args, kwargs)
@@ -167,17 +168,22 @@ class StochasticBlock(nn.Module):
         return branch.drop(self, x, input_is_final=self._input_is_final(branch, x))
 
     def _input_is_final(self, branch: Branch, x: Tensor) -> bool:
-        """Whether what follows the sum leaves the block's input as it is.
-
-        A ReLU does where the block before ends in one, too. That is looked up once, in the first input.
-        """
+        """Whether what follows the sum leaves the block's input as it is: a ReLU after one of the block before."""
         if branch.after_sum is None:
             return True
-        if not branch.ends_in_relu(self) or x.is_meta or x.numel() == 0:
-            return False
-        if "_input_is_relu" not in self.__dict__:
-            self._input_is_relu = bool((x >= 0).all())
-        return self._input_is_relu
+        self._look_at_first_input(x)
+        return branch.ends_in_relu(self) and self.__dict__.get("_input_is_relu", False)
+
+    def _look_at_first_input(self, x: Tensor) -> None:
+        """Look up once whether the input is never negative, for blocks that end in a ReLU.
+
+        It reads the input from the device, so a training forward does it before the block is dropped for the first
+        time: no later step waits for it.
+        """
+        if "_input_is_relu" in self.__dict__ or x.is_meta or x.numel() == 0:
+            return
+        ends_in_relu = any(branch.ends_in_relu(self) for branch in self.block_type.branches_of(self))
+        self._input_is_relu = ends_in_relu and bool((x >= 0).all())
 
     def _check_at_first_use(self, x: Tensor, args: Any, kwargs: Any) -> None:
         """Compare the split with the block's own forward, unless the tests of this package did."""

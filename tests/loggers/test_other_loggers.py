@@ -265,7 +265,9 @@ class TestWandB:
             }
 
     def test_what_the_logger_sets_itself_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="init_kwargs must not contain arguments that the logger sets, got 'project'"):
+        with pytest.raises(
+            ValueError, match="init_kwargs must not contain arguments that the logger sets, got 'project'"
+        ):
             WandBLogger("project", init_kwargs={"project": "other"})
 
     @pytest.mark.slow

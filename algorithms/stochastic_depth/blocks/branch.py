@@ -69,7 +69,10 @@ class Branch:
         x = self.prepare(block, x)
         if input_is_final and not self.is_projection(block):
             return x
-        return self.finish(block, self.take_shortcut(block, x))
+        y = self.take_shortcut(block, x)
+        if y is x and self.after_sum is not None:
+            y = x.clone()  # an activation may work in place, on what the layers before still need
+        return self.finish(block, y)
 
     def prepare(self, block: nn.Module, x: Tensor) -> Tensor:
         """Apply `before`."""

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -154,10 +155,12 @@ def test_sample_method_refuses_rows_that_are_not_samples() -> None:
         stochastic_blocks(model)[1](torch.rand(5, 16, 4, 4))
 
 
-def test_a_training_forward_without_a_plan_is_refused() -> None:
-    model = converted()
-    with pytest.raises(RuntimeError, match="no drop plan was drawn"):
-        stochastic_blocks(model)[1](torch.rand(2, 16, 4, 4))
+def test_a_block_that_is_called_by_itself_is_dropped_at_its_rate() -> None:
+    first, *_, last = stochastic_blocks(converted(drop_rate=1.0))
+    x = torch.rand(2, 16, 4, 4)
+    assert torch.equal(last(x), x)
+    outputs = [first(torch.rand(2, 4, 4, 4)) for _ in range(20)]
+    assert {output.shape for output in outputs} == {(2, 16, 4, 4)}
 
 
 @pytest.mark.parametrize("method", ["block", "sample"])
@@ -190,3 +193,15 @@ def test_a_converted_block_is_still_of_its_own_class() -> None:
     assert isinstance(block, Bottleneck)
     assert isinstance(block, StochasticBlock)
     assert type(block).__name__ == "StochasticBottleneck"
+
+
+@pytest.mark.parametrize("method", ["block", "sample"])
+def test_a_dropped_block_leaves_the_input_that_other_layers_need(method: Literal["block", "sample"]) -> None:
+    """Its in-place ReLU must not be applied to a negative input that the layer before saved for its backward."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Tanh(), Bottleneck(16, 4))
+    cf.apply_stochastic_depth(model, drop_rate=1.0, drop_distribution="uniform", stochastic_method=method)
+    x = torch.randn(2, 3, 4, 4)
+    found = model.train()(x)
+    assert torch.equal(found, model[:2](x).relu())
+    found.sum().backward()
+    assert model[0].weight.grad is not None
