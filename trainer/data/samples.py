@@ -78,14 +78,14 @@ class _TensorRows(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.user_dataset = dataset
-        is_subset = type(dataset) is data.Subset
-        self._chosen: Any = dataset.indices if is_subset else None
-        self._tensors: tuple[Tensor, ...] = dataset.dataset.tensors if is_subset else dataset.tensors
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        chosen = indices if self._chosen is None else [self._chosen[index] for index in indices]
+        dataset: Any = self.user_dataset  # its tensors may be replaced between epochs
+        chosen = indices
+        if isinstance(dataset, data.Subset):
+            chosen, dataset = [dataset.indices[index] for index in indices], dataset.dataset
         rows = torch.tensor(chosen)
-        return [tensor[rows] for tensor in self._tensors]
+        return [tensor[rows] for tensor in dataset.tensors]
 
 
 class _SeededDataset(Dataset[Any]):

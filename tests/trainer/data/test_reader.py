@@ -292,6 +292,20 @@ def test_batches_have_the_form_that_the_dataloader_gives_them() -> None:
     assert type(read(tensors)[0]) is type(next(iter(tensors)))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@starts_workers
+def test_tensors_that_are_replaced_between_epochs_are_read(num_workers: int) -> None:
+    dataset = TensorDataset(torch.arange(8))
+    workers = WORKERS if num_workers else {}
+    for data in (dataset, Subset(dataset, [5, 0, 3])):
+        reads = reader(DataLoader(data, 2, **workers))  # type: ignore[arg-type]
+        before = [batch for batch, _ in reads.batches(0)]
+        dataset.tensors = (dataset.tensors[0] + 10,)
+        after = [batch for batch, _ in reads.batches(1)]
+        assert before
+        assert same(after, [[part + 10 for part in batch] for batch in before])
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("length", [12, 15, 17])
 def test_parts_of_the_ranks_put_together_are_the_batch_of_one_rank(world_size: int, length: int) -> None:
