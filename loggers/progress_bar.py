@@ -180,7 +180,7 @@ class _MeanLoss:
 
     def _add_up(self) -> None:
         if self._losses:
-            losses = torch.stack([torch.as_tensor(loss).detach().double() for loss, _ in self._losses])
+            losses = torch.stack([torch.as_tensor(loss) for loss, _ in self._losses]).detach().double()
             num_samples = torch.tensor([num for _, num in self._losses], device=losses.device)
             is_finite = losses.isfinite()
             total = torch.stack([losses.where(is_finite, 0) @ num_samples.double(), num_samples[is_finite].sum()])

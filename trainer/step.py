@@ -105,8 +105,9 @@ class TrainStep:
             self._synchronizer.end_step()
         state.timestamp = state.timestamp.to_next_batch(state.global_batch_num_samples)
         metrics = {"epoch": state.timestamp.epoch.value, "loss/train/total": step.flags.loss, "lr": lr}
-        parts = self._parts.means_over_ranks(state.global_batch_num_samples)
-        self._engine.logger.log_metrics({**metrics, **parts})
+        if self._parts.sums:
+            metrics |= self._parts.means_over_ranks(state.global_batch_num_samples)
+        self._engine.logger.log_metrics(metrics)
         run_event(Event.BATCH_END)
         return is_interrupted() if state.world_size == 1 else was_interrupted
 

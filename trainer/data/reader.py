@@ -136,7 +136,9 @@ class EpochReader:
         try:
             for batch in self._received(iterator):
                 num_global, request, self._digest = requested.popleft()
-                if self._shares.world_size == 1:
+                if self._requests.draws_nothing:  # rows of tensors, as many as were requested
+                    yield batch, num_global
+                elif self._shares.world_size == 1:
                     yield batch, batches.num_samples(batch)
                 else:
                     self._check_rows(batch, len(request.indices))
