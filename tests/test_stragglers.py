@@ -14,6 +14,8 @@ from etude.algorithms.stochastic_depth.draws import Draws
 from etude.algorithms.stochastic_depth.plan import DropPlan
 from etude.models import create_model
 
+pytestmark = pytest.mark.xdist_group("stragglers")  # whose costly fixture is made once
+
 SCRIPT = Path(etude.__file__).parent / "benchmarks" / "stragglers.py"
 RANKS = (1, 2, 4, 8)
 

@@ -22,6 +22,8 @@ from etude.datasets.digits import digits_dataloaders
 from etude.loggers import ProgressBar
 from etude.trainer import Trainer
 
+pytestmark = pytest.mark.xdist_group("etude train")  # whose costly fixture is made once
+
 OPTIONS = {
     "model": "resnet50",
     "max-duration": "8ba",
