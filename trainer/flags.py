@@ -1,4 +1,4 @@
-"""What must be known of a step before its update: decided on the device, over all ranks, and read by the host later."""
+"""Flags of a step, such as whether its loss is finite: computed on the device, reduced over ranks, read later."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -15,11 +15,11 @@ class StepFlags(NamedTuple):
     """The flags of a step, the same on all ranks.
 
     Args:
-        loss: The mean over the rows of all ranks, on the device.
-        found_nonfinite: On the device, float32, 1 if the update must not be applied: loss or gradients of
-            some rank are not finite, or ranks differ in what they must have alike. Otherwise 0.
-        copy: Of the reduced flags, on its way to the host.
-        arrival: Recorded after the copy; None where there is nothing to wait for.
+        loss: Mean over the rows of all ranks, on the device.
+        found_nonfinite: float32 scalar on the device: 1 if the update must be skipped, because loss or gradients of
+            a rank are not finite or the fingerprints of the ranks differ, else 0.
+        copy: Asynchronous copy of the reduced flags on the host.
+        arrival: Event recorded after the copy; None if there is nothing to wait for.
     """
 
     loss: Tensor
@@ -32,7 +32,7 @@ class StepFlags(NamedTuple):
         if self.arrival is not None:
             self.arrival.synchronize()
         values = self.copy.tolist()
-        if isinstance(values, float):  # of a single process
+        if isinstance(values, float):  # single process
             return _NONFINITE if values > 0 else _FINITE
         _, num_nonfinite, num_interrupted, *fingerprints = values
         by_rank = [
@@ -45,9 +45,10 @@ class KnownFlags(NamedTuple):
     """The flags of a step on the host.
 
     Args:
-        is_nonfinite: Whether loss or gradients of some rank are not finite.
-        is_interrupted: Whether some rank was asked to stop.
-        fingerprints: Of each rank: which parameters require a gradient, which have one, and the batch plan.
+        is_nonfinite: Whether loss or gradients of any rank are not finite.
+        is_interrupted: Whether any rank was asked to stop.
+        fingerprints: For each rank, hashes of the parameters that require a gradient, of those that have one, and of
+            the indices of the batch.
     """
 
     is_nonfinite: bool
@@ -55,19 +56,19 @@ class KnownFlags(NamedTuple):
     fingerprints: Sequence[tuple[float, ...]] = ()
 
     def check_same(self, step: int) -> None:
-        """Raise a RuntimeError if ranks differ in what they must have alike at this step."""
+        """Raise a RuntimeError if the fingerprints of the ranks differ."""
         for number, what in enumerate(_MUST_BE_SAME if self.fingerprints else ()):
             prints = [of_rank[number] for of_rank in self.fingerprints]
             if others := [rank for rank, value in enumerate(prints) if value != prints[0]]:
                 raise RuntimeError(what.format(others=f"ranks {others}", step=step))
 
 
-_FINITE, _NONFINITE = KnownFlags(False), KnownFlags(True)  # of a single process
+_FINITE, _NONFINITE = KnownFlags(False), KnownFlags(True)  # single process
 _MUST_BE_SAME = (
     "all ranks must train the same parameters, but those that require a gradient on {others} are not those of rank 0 "
     "in step {step}",
     "all ranks must use the same parameters in a step, but those of {others} with gradients are not those of rank 0 "
-    "in step {step}; a model with branches of its own that differ over ranks needs find_unused_parameters=True",
+    "in step {step}; a model whose branches depend on the data needs find_unused_parameters=True",
     "all ranks must list the same batches, but those of {others} are not those of rank 0 in step {step}; a sampler "
     "must give the same indices on every rank, so seed its generator",
 )
@@ -75,11 +76,11 @@ _NUM_PRINTS = len(_MUST_BE_SAME)
 
 
 def flag_step(loss: Tensor, gradients: Iterable[Tensor]) -> StepFlags:
-    """The flags of a step of a single process.
+    """Compute the flags in a single process.
 
     Args:
-        loss: The mean over the batch, detached.
-        gradients: Those that must be finite.
+        loss: Mean over the batch, detached.
+        gradients: Gradients that must be finite.
     """
     found = find_nonfinite([loss, *gradients])
     if found.device.type == "cpu":
@@ -90,17 +91,17 @@ def flag_step(loss: Tensor, gradients: Iterable[Tensor]) -> StepFlags:
 def flag_step_over_ranks(
     loss: Tensor, gradients: Iterable[Tensor], *, share: float, is_interrupted: bool, fingerprints: Sequence[int]
 ) -> StepFlags:
-    """The flags of a step of several ranks, reduced by the backend that reduces the gradients.
+    """Compute the flags and reduce them over ranks, with the same backend as the gradients.
 
     Args:
-        loss: The mean over the rows of this rank, detached.
-        gradients: Those that must be finite.
-        share: Of the rows that are on this rank.
+        loss: Mean over the rows of this rank, detached.
+        gradients: Gradients that must be finite.
+        share: Fraction of the rows of the batch on this rank.
         is_interrupted: Whether this rank was asked to stop.
-        fingerprints: What all ranks must have alike, as in `KnownFlags`.
+        fingerprints: Hashes that must be the same on all ranks, as in `KnownFlags`.
 
     Raises:
-        RankLostError: If another rank does not answer.
+        RankLostError: If another rank does not respond.
     """
     first = 3 + distributed.rank() * _NUM_PRINTS
     values = [0.0] * (3 + distributed.world_size() * _NUM_PRINTS)
@@ -117,9 +118,9 @@ def flag_step_over_ranks(
 
 
 def find_nonfinite(tensors: list[Tensor]) -> Tensor:
-    """A float32 tensor without dimensions on the device of the first tensor: 1 if any value is not finite, else 0.
+    """A float32 scalar tensor on the device of the first tensor: 1 if any value is not finite, else 0.
 
-    The tensors are multiplied by 1 in place, as it is done by the loss scaler's kernel, the fastest there is.
+    Uses the fused kernel of GradScaler, which also multiplies the tensors in place, here by 1.
     """
     dtype, device = tensors[0].dtype, tensors[0].device
     for tensor in tensors:
@@ -147,7 +148,7 @@ def _find_in_one_kind(tensors: list[Tensor], device: torch.device) -> Tensor:
     return found
 
 
-_constants: dict[torch.device, tuple[Tensor, Tensor]] = {}  # to make a tensor of a number takes longer than a copy
+_constants: dict[torch.device, tuple[Tensor, Tensor]] = {}  # cached: creating a tensor is slower than a copy
 
 
 def _dense_values(tensor: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def _dense_values(tensor: Tensor) -> Tensor:
 
 
 def _send_to_host(flags: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """Begin the copy to the host, and what is recorded after it."""
+    """Start the copy to the host. Returns it with an event that is recorded after it."""
     if flags.device.type == "cpu":
         return flags, None
     copy = flags.to("cpu", non_blocking=True)

@@ -1,4 +1,4 @@
-"""A step whose flags the host does not know yet."""
+"""A step whose flags the host has not read yet."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from .update import remove_state
 
 @dataclass
 class PendingStep:
-    """A step whose flags the host does not know yet, and what it takes to undo it.
+    """A step whose flags the host has not read yet, with what is needed to undo it.
 
     Args:
-        flags: On the device.
+        flags: Flags of the step on the device.
         snapshot: Buffers before the step.
-        timestamp: Before the step.
-        are_buffers_restored: Whether the device restores the buffers where the flag is set.
-        created: Optimizer states that the step created.
+        timestamp: Timestamp before the step.
+        are_buffers_restored: Whether the device restores the buffers if the step is skipped.
+        created: Parameters whose optimizer state the step created.
         schedules: Schedulers and optimizers with their settings before the step.
     """
 
@@ -36,18 +36,18 @@ class PendingStep:
     schedules: Sequence[tuple[Any, Any]] = ()
 
     def restore_buffers_if_nonfinite(self) -> bool:
-        """Restore the buffers on the device; False where that takes the host."""
+        """Restore the buffers on the device if the step is skipped; False if only the host can."""
         self.are_buffers_restored = self.snapshot.restore_buffers_where(self.flags.found_nonfinite)
         return self.are_buffers_restored
 
     def skip(self) -> None:
-        """Remove what the step left behind, except for the update, which was not applied."""
+        """Restore buffers and optimizer states; the device has skipped the update already."""
         remove_state(self.created)
         if not self.are_buffers_restored:
             self.snapshot.restore_buffers()
 
     def undo(self, state: State) -> None:
-        """Take the run back to the moment before the step."""
+        """Restore the run to its state before the step."""
         remove_state(self.created)
         self.snapshot.restore_buffers()
         state.model.zero_grad(set_to_none=True)
@@ -60,7 +60,7 @@ class PendingStep:
         state.timestamp = self.timestamp
 
     def what_is_nonfinite(self) -> str:
-        """For a message: the loss, or the gradients. Waits for the device."""
+        """Say for a message whether loss or gradients are not finite. Waits for the device."""
         loss = self.flags.loss.item()
         if math.isfinite(loss):
             return f"the gradients of step {self.timestamp.batch} are not finite, at a loss of {loss:g}"
@@ -68,7 +68,7 @@ class PendingStep:
 
 
 def copy_schedules(state: State) -> Iterator[tuple[Any, Any]]:
-    """What the schedulers change, in the order in which it is given back."""
+    """The states of the schedulers, then the param_groups that they change, in the order of their restoration."""
     for scheduler in state.schedulers:
         yield scheduler, deepcopy(scheduler.state_dict())
     for optimizer in state.optimizers if state.schedulers else ():

@@ -1,4 +1,4 @@
-"""Prediction: the outputs of the model for all samples, in the order of the dataloader."""
+"""Prediction: the outputs of the model for all batches of a dataloader."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from .precision import Precision, autocast
 
 
 def predict(engine: Engine, reader: EpochReader, precision: Precision) -> list[Any]:
-    """Run the model on every batch in evaluation mode, with all events on the way.
+    """Run the model in evaluation mode on every batch, with the PREDICT events.
 
     Args:
         engine: Runs the events.
-        reader: Of the data.
+        reader: Reads the batches.
         precision: Dtype of the forward pass.
 
     Returns:
-        The outputs of each batch on the CPU, with the rows of all ranks, the same on every rank.
+        The outputs of each batch on the CPU, in the order of the dataloader. Each rank gets the rows of all ranks.
 
     Raises:
         ValueError: If there is no batch.
     """
     state, run_event = engine.state, engine.run_event
     before = state.batch, state.batch_num_samples, state.global_batch_num_samples, state.dataloader_label
-    distributed.copy_from_rank_zero(state.model.buffers())  # each rank's BatchNorm has seen its own rows
+    distributed.copy_from_rank_zero(state.model.buffers())  # BatchNorm statistics differ between ranks
     state.dataloader_label = "predict"
     outputs = []
     with evaluation_mode(state.model), torch.no_grad():

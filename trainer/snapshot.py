@@ -1,4 +1,4 @@
-"""What a forward pass changes besides gradients, kept so that a step can be repeated or skipped."""
+"""A copy of what a forward pass changes besides gradients, to repeat or skip a step."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from .reproducibility import generator_states, set_generator_states
 
 
 class Snapshot:
-    """The buffers of a model and the global generators (python, numpy, torch) at the moment it is made.
+    """A copy of the buffers of a model and of the states of the global generators (Python, NumPy, torch).
 
     Args:
-        model: Its buffers, such as the running statistics of BatchNorm, are copied.
-        device: Whose generator is kept, besides those of the CPU; None keeps no generators.
+        model: The model whose buffers, such as BatchNorm statistics, are copied.
+        device: Device whose generator is saved besides those of the CPU; None saves no generators.
     """
 
     def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
@@ -23,14 +23,13 @@ class Snapshot:
         self._generators = None if device is None else generator_states(device)
 
     def restore(self) -> None:
-        """Restore buffers and generators."""
         self.restore_buffers()
         if self._generators is not None and self._device is not None:
             set_generator_states(self._generators, self._device)
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Restore the buffers; one whose shape or dtype has changed is replaced."""
+        """Restore the buffers; a buffer whose shape or dtype has changed is replaced."""
         for owner, name, buffer, saved in self._pairs():
             if buffer is not None and _has_same_form(buffer, saved):
                 buffer.copy_(saved)
@@ -39,13 +38,10 @@ class Snapshot:
 
     @torch.no_grad()
     def restore_buffers_where(self, flag: Tensor) -> bool:
-        """Restore the buffers on the device if `flag` is not 0 there.
-
-        Args:
-            flag: Without dimensions.
+        """Restore the buffers on the device if the scalar tensor `flag` is not 0.
 
         Returns:
-            Whether that is done; it cannot be where shapes or dtypes have changed.
+            False if shapes or dtypes have changed, so that only the host can restore them.
         """
         pairs = [(buffer, saved) for _, _, buffer, saved in self._pairs() if buffer is not None]
         if len(pairs) < len(self._buffers) or not all(_has_same_form(*pair) for pair in pairs):
@@ -55,7 +51,7 @@ class Snapshot:
         return True
 
     def _pairs(self) -> Iterator[tuple[nn.Module, str, Tensor | None, Tensor]]:
-        """The owner, the name, what the buffer is now and what it was; a forward may have replaced it."""
+        """Module, name, current buffer and saved buffer; a forward may have replaced or deleted the buffer."""
         for path, saved in self._buffers.items():
             module, _, name = path.rpartition(".")
             owner = self._model.get_submodule(module)

@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward in microbatches, gradients averaged over ranks, the update."""
+"""One optimizer step: forward and backward in microbatches, gradient averaging over ranks, and the update."""
 
 import logging
 from collections.abc import Callable
@@ -20,24 +20,24 @@ from .loss import LossParts
 from .pending_step import PendingStep, copy_schedules
 from .precision import Precision, autocast
 from .snapshot import Snapshot
-from .update import can_hold_back, gradients, step_unless
+from .update import can_skip_update, gradients, step_unless
 
 _log = logging.getLogger(__name__)
 
 
 class TrainStep:
-    """Makes one optimizer step with the batch in the engine's state, with all events on the way.
+    """Runs one optimizer step on the batch in the state, with all events of the step.
 
-    Whether loss and gradients are finite on all ranks is decided on the device and holds back the update there.
-    The host reads it one step later, just before the update of the next step, or earlier in `settle`. Where an
-    optimizer cannot be held back on the device, the host reads it before the update of the step itself.
+    Whether loss and gradients are finite on all ranks is computed on the device, which skips the update if they are
+    not. The host reads the result just before the next update, or in `settle`. If an optimizer cannot skip its update
+    on the device (`can_skip_update`), the host waits for the result before the update of the same step.
 
     Args:
         engine: Runs the events.
         precision: Dtype of the forward pass.
         halve_microbatches: Whether to repeat a step that ran out of memory in microbatches of half the size.
-        max_nonfinite_steps: How many steps in a row may be skipped because loss or gradients were not
-            finite; one more is an error.
+        max_nonfinite_steps: Maximum number of consecutive steps that are skipped because loss or gradients are not
+            finite; the next one raises.
         step_schedulers: Whether schedulers step with the optimizers.
         synchronizer: Averages the gradients over ranks; None in a single process.
     """
@@ -66,18 +66,19 @@ class TrainStep:
         self._warn_of_waits()
 
     def __call__(self, is_interrupted: Callable[[], bool]) -> bool:
-        """Make the step.
+        """Run the step.
 
         Args:
-            is_interrupted: Whether this process has been asked to stop.
+            is_interrupted: Whether this process was asked to stop.
 
         Returns:
-            Whether any rank has been asked to stop; of the other ranks it is known one step later.
+            Whether any rank was asked to stop. Requests to other ranks are seen one step later.
 
         Raises:
-            FloatingPointError: If loss or gradients of too many steps were not finite. Parameters, buffers,
-                optimizers, schedulers and the timestamp are as they were before the last of these steps.
-            RankLostError: If another rank does not answer.
+            FloatingPointError: If loss or gradients of more than `max_nonfinite_steps` consecutive steps are not
+                finite. Parameters, buffers, optimizers, schedulers and the timestamp are restored to their values
+                before the last of these steps.
+            RankLostError: If another rank does not respond.
         """
         state, run_event = self._state, self._engine.run_event
         apply_schedules(state)
@@ -86,7 +87,7 @@ class TrainStep:
         step = self._compute_gradients(is_interrupted)
         if self._pending is not None:
             self.settle()  # the step before
-        is_gated = self._can_hold_back()
+        is_gated = self._can_skip_update()
         if not is_gated:
             self._settle_now(step)
         was_interrupted = self._is_interrupted
@@ -112,11 +113,11 @@ class TrainStep:
         return is_interrupted() if state.world_size == 1 else was_interrupted
 
     def settle(self) -> None:
-        """Wait until it is known whether the latest step was finite, unless it is known already.
+        """Wait for the flags of the last step and act on them. Does nothing if they were read already.
 
         Raises:
-            FloatingPointError: As in a step.
-            RuntimeError: If ranks differed in what they must have alike.
+            FloatingPointError: As `__call__`.
+            RuntimeError: If ranks used different parameters or batches.
         """
         step, self._pending = self._pending, None
         if step is None:
@@ -136,26 +137,25 @@ class TrainStep:
         if self._state.num_nonfinite_steps > self._max_nonfinite_steps:
             step.undo(self._state)
             raise FloatingPointError(
-                f"{step.what_is_nonfinite()}, and max_nonfinite_steps={self._max_nonfinite_steps} allows no more such "
-                "steps in a row; parameters and optimizers are as they were before the step"
+                f"{step.what_is_nonfinite()}, and at most max_nonfinite_steps={self._max_nonfinite_steps} such steps "
+                "in a row are skipped; parameters and optimizers are as they were before the step"
             )
         step.skip()
         if self._state.rank == 0:
             _log.warning("%s: the step is skipped", step.what_is_nonfinite())
 
     def step_schedulers(self) -> None:
-        """Step every learning rate scheduler."""
         for scheduler in self._state.schedulers:
             scheduler.step()
 
     def close(self) -> None:
-        """Remove what was attached to the model."""
+        """Remove all hooks from the model."""
         if self._synchronizer is not None:
             self._synchronizer.close()
 
     def _warn_of_waits(self) -> None:
         state = self._state
-        waiting = [type(optimizer).__name__ for optimizer in state.optimizers if not can_hold_back(optimizer)]
+        waiting = [type(optimizer).__name__ for optimizer in state.optimizers if not can_skip_update(optimizer)]
         if state.device.type == "cpu" or state.rank != 0 or not (waiting or state.scaler.is_enabled()):
             return
         _log.warning(
@@ -164,13 +164,13 @@ class TrainStep:
         )
 
     def _compute_gradients(self, is_interrupted: Callable[[], bool]) -> PendingStep:
-        """Compute the averaged gradients of the step, in smaller microbatches as long as memory runs out."""
+        """Compute the averaged gradients of the step; repeat with smaller microbatches after out of memory."""
         state, synchronizer = self._state, self._synchronizer
         snapshot = Snapshot(state.model, state.device if self._halve_microbatches else None)
         while True:
             if synchronizer is not None:
                 synchronizer.begin_step()
-            state.model.zero_grad(set_to_none=True)  # also the gradients that no optimizer uses
+            state.model.zero_grad(set_to_none=True)  # also clears gradients of parameters without an optimizer
             loss = self._try_microbatches()
             is_out_of_memory = loss is None
             if self._halve_microbatches and state.world_size > 1:
@@ -189,7 +189,7 @@ class TrainStep:
 
     def _flag(self, loss: Tensor, is_interrupted: Callable[[], bool]) -> StepFlags:
         state = self._state
-        # The loss scaler looks after the gradients of fp16, which may overflow.
+        # fp16 gradients may overflow; the loss scaler checks them.
         used = [] if state.scaler.is_enabled() else gradients(state.optimizers)
         if self._synchronizer is None:
             return flag_step(loss, used)
@@ -201,18 +201,18 @@ class TrainStep:
             fingerprints=[*self._synchronizer.fingerprints(), state.batch_fingerprint],
         )
 
-    def _can_hold_back(self) -> bool:
-        return not self._state.scaler.is_enabled() and all(map(can_hold_back, self._state.optimizers))
+    def _can_skip_update(self) -> bool:
+        return not self._state.scaler.is_enabled() and all(map(can_skip_update, self._state.optimizers))
 
     def _settle_now(self, step: PendingStep) -> None:
-        """Wait for the flags of a step before its update; a step that is not finite loses its gradients."""
+        """Wait for the flags of a step before its update; clear the gradients if they are not finite."""
         self._pending = step
         self.settle()
         if self._state.num_nonfinite_steps > 0:
             self._state.model.zero_grad(set_to_none=True)
 
     def _update_unless_nonfinite(self, step: PendingStep) -> None:
-        """Let the device apply the update or hold it back."""
+        """Launch the update; the device skips it if loss or gradients are not finite."""
         if self._does_step_schedulers:
             step.schedules = list(copy_schedules(self._state))
         step.created = step_unless(step.flags.found_nonfinite, self._state.optimizers)
@@ -230,14 +230,14 @@ class TrainStep:
             for optimizer in self._state.optimizers:
                 optimizer.step()
             return
-        # The loss scaler refuses an optimizer that got no gradient at all, as dropped blocks may leave it.
+        # GradScaler.step raises for an optimizer without any gradient, which happens if all its blocks are dropped.
         if used := list(filter(_has_gradient, self._state.optimizers)):
             for optimizer in used:
                 scaler.step(optimizer)
             scaler.update()
 
     def _try_microbatches(self) -> Tensor | None:
-        """The mean loss over this rank's rows; None where memory ran out and the step may be repeated."""
+        """The mean loss over this rank's rows; None if it ran out of memory and can be repeated."""
         if not self._halve_microbatches:
             return self._train_microbatches()
         batch = self._state.batch
@@ -246,7 +246,7 @@ class TrainStep:
         except torch.OutOfMemoryError:
             if (self._state.device_train_microbatch_size or self._state.batch_num_samples) == 1:
                 raise
-        # Outside of the handler, as the error holds references to the tensors of the failed pass.
+        # Outside of the except block: the exception keeps tensors of the failed pass alive.
         self._state.batch, self._state.outputs, self._state.loss = batch, None, None
         self._state.model.zero_grad(set_to_none=True)
         if self._state.device.type == "cuda":
@@ -254,11 +254,11 @@ class TrainStep:
         return None
 
     def _train_microbatches(self) -> Tensor:
-        """Run forward and backward; the returned loss is the mean over this rank's rows."""
+        """Run forward and backward of all microbatches. Returns the mean loss over this rank's rows."""
         state = self._state
         batch, size, num_rows = state.batch, state.device_train_microbatch_size, state.batch_num_samples
         self._parts = LossParts()
-        # The ranks' gradients are averaged, so a rank with more rows than the mean counts for more.
+        # Gradients are averaged over ranks, so scale by the number of rows relative to the mean over ranks.
         weight = num_rows * state.world_size / state.global_batch_num_samples
         if size is None or size >= num_rows:
             state.microbatch_start, state.microbatch_num_samples = 0, num_rows
@@ -285,7 +285,7 @@ class TrainStep:
             run_event(Event.AFTER_LOSS)
         run_event(Event.BEFORE_BACKWARD)
         loss = state.loss if share == 1.0 else state.loss * share
-        # A step that may be repeated sends nothing before all ranks know that it need not be.
+        # If the step may be repeated, gradients are only reduced when no rank ran out of memory.
         averages = is_last and self._synchronizer is not None and not self._halve_microbatches
         self._backward(loss, averages)
         if self._synchronizer is None:
@@ -296,7 +296,7 @@ class TrainStep:
         return state.loss.detach()
 
     def _backward(self, loss: Tensor, averages: bool) -> None:
-        """Run the backward pass; the gradients of the last one of a step are averaged over the ranks."""
+        """Run the backward pass; `averages` reduces the gradients over ranks."""
         if averages:
             assert self._synchronizer is not None, "only several ranks average"
             self._synchronizer.begin_last_backward()
@@ -312,11 +312,10 @@ class TrainStep:
             self._synchronizer.finish()
 
     def _gradients_guarded(self, synchronizer: Synchronizer, are_averaged: bool) -> AbstractContextManager[None]:
-        """A context for AFTER_BACKWARD: changes of gradients that are not averaged would differ between ranks."""
+        """Context for AFTER_BACKWARD that refuses edits of gradients before they are averaged over ranks."""
         return nullcontext() if are_averaged and not synchronizer.has_changed else synchronizer.refuse_edits()
 
     def _halve(self) -> None:
-        """Halve the size of microbatches."""
         state = self._state
         largest = -(-state.global_batch_num_samples // state.world_size)  # the same on all ranks
         size = state.device_train_microbatch_size or largest
@@ -331,7 +330,7 @@ def _has_gradient(optimizer: Optimizer) -> bool:
 
 
 def _may_skip_all(state: State) -> bool:
-    """Whether a step may leave every parameter without a gradient, as where all blocks that train are dropped."""
+    """Whether a step may leave every parameter without a gradient, as when all trainable blocks are dropped."""
     has_trainable = any(parameter.requires_grad for parameter in state.model.parameters())
     may_skip = any(algorithm.find_unused_parameters for algorithm in state.algorithms)
     return has_trainable and (may_skip or bool(skippable_modules(state.model)))

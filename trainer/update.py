@@ -1,4 +1,4 @@
-"""The update: the optimizers step, unless the flag of the step holds them back on the device."""
+"""Optimizer updates that the device can skip."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 _FUSED = (SGD, Adam, AdamW, Adagrad)
 
 
-def can_hold_back(optimizer: Optimizer) -> bool:
-    """Whether an optimizer can skip its update by a flag on the device, so that the host need not know it.
+def can_skip_update(optimizer: Optimizer) -> bool:
+    """Whether an optimizer can skip its update according to a flag on the device, without a host synchronization.
 
-    torch's fused optimizers can. SGD with dampening is excepted, as its first step ignores the dampening, which
-    the momentum buffer of zeros that `step_unless` begins with does not do.
+    torch's fused optimizers can. SGD with dampening is excluded: its first step does not apply the dampening, but
+    `step_unless` starts from a momentum buffer of zeros, to which it would be applied.
     """
     if type(optimizer) not in _FUSED or not optimizer.param_groups[0].get("fused"):
         return False
@@ -25,11 +25,11 @@ def can_hold_back(optimizer: Optimizer) -> bool:
 
 
 def step_unless(flag: Tensor, optimizers: Sequence[Optimizer]) -> list[tuple[Optimizer, nn.Parameter]]:
-    """Step optimizers that `can_hold_back`, unless the flag is 1 on the device.
+    """Step the optimizers, unless `flag` is 1 on the device.
 
     Args:
-        flag: Float32, without dimensions, 0 or 1.
-        optimizers: Each is stepped.
+        flag: float32 scalar tensor, 0 or 1.
+        optimizers: Optimizers for which `can_skip_update` is True.
 
     Returns:
         The parameters for which state was created; `remove_state` removes it if the flag was 1.
@@ -37,7 +37,7 @@ def step_unless(flag: Tensor, optimizers: Sequence[Optimizer]) -> list[tuple[Opt
     created: list[tuple[Optimizer, nn.Parameter]] = []
     for optimizer in optimizers:
         created += [(optimizer, parameter) for parameter in _without_state(optimizer)]
-        fused: Any = optimizer  # that reads these attributes, as the loss scaler sets them
+        fused: Any = optimizer  # fused optimizers read these attributes, which GradScaler sets
         fused.grad_scale, fused.found_inf = None, flag
         try:
             optimizer.step()
@@ -47,22 +47,22 @@ def step_unless(flag: Tensor, optimizers: Sequence[Optimizer]) -> list[tuple[Opt
 
 
 def remove_state(created: Sequence[tuple[Optimizer, nn.Parameter]]) -> None:
-    """Remove the state that a step created which was held back."""
+    """Remove the state that a skipped step created."""
     for optimizer, parameter in created:
         optimizer.state.pop(parameter, None)
 
 
 def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
-    """The gradients that the optimizers will use."""
+    """The gradients of all parameters of the optimizers; parameters without one are left out."""
     groups = (group for optimizer in optimizers for group in optimizer.param_groups)
     return [grad for group in groups for parameter in group["params"] if (grad := parameter.grad) is not None]
 
 
 def _without_state(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The parameters whose first step it is; SGD's momentum buffers are created here.
+    """The parameters that have no optimizer state yet; momentum buffers of SGD are created here.
 
-    By itself fused SGD fails where only some parameters have their first step, and leaves the buffers uninitialised
-    where that step is held back.
+    Fused SGD fails if only some parameters of a group have a momentum buffer, and leaves new buffers uninitialized if
+    the step is skipped.
     """
     found = []
     for group in optimizer.param_groups:

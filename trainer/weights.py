@@ -1,19 +1,19 @@
-"""Checks of the weights before they are saved or evaluated."""
+"""Checks of the weights before a save or an evaluation."""
 
 import torch
 from torch import Tensor, nn
 
 from . import distributed
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}  # by bytes of an element
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}  # by element size
 
 
 def check_weights(model: nn.Module, step: int) -> None:
-    """Refuse weights that no run should start from. All ranks must call it together.
+    """Check that parameters are finite and the same on all ranks. All ranks must call it together.
 
     Args:
-        model: The model that trains.
-        step: Number of steps that were done, for the message.
+        model: The model.
+        step: Number of completed steps, for the message.
 
     Raises:
         FloatingPointError: If a parameter that requires a gradient is not finite.
@@ -30,10 +30,12 @@ def check_weights(model: nn.Module, step: int) -> None:
 
 @torch.no_grad()
 def check_same_weights(model: nn.Module, step: int) -> None:
-    """Compare the parameters, frozen ones too, between ranks that hold copies of them. All ranks must call it together.
+    """Check that all parameters, also frozen ones, are the same on all ranks. All ranks must call it together.
+
+    Parameters that are sharded over the ranks are not compared.
 
     Raises:
-        RuntimeError: If ranks differ; it names a parameter.
+        RuntimeError: If ranks differ; the message names a parameter.
     """
     if distributed.world_size() == 1:
         return
@@ -49,18 +51,18 @@ def check_same_weights(model: nn.Module, step: int) -> None:
 
 
 def _own(parameter: Tensor) -> Tensor:
-    """The part of a parameter that is on this rank."""
+    """The shard of a parameter on this rank."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def _sum_of_bits(parameter: Tensor) -> Tensor:
-    """The sum of all elements read as integers, which differs where a single bit does."""
+    """The sum of the bit patterns of all elements as integers: a change of one bit changes it."""
     flat = parameter.detach().contiguous().reshape(-1)
     return flat.view(_INTEGERS[flat.element_size()]).sum(dtype=torch.int64)
 
 
 def _to_host(values: list[Tensor]) -> list[int]:
-    """Wait once for values without dimensions."""
+    """Copy scalar tensors to the host with one synchronization per device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for value in values:
         by_device.setdefault(value.device, []).append(value)
