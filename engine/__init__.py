@@ -9,7 +9,8 @@ from .logger import Logger
 from .logger_destination import LoggerDestination
 from .passes import Pass
 from .state import State
-from .time import Time, Timestamp, TimeUnit, as_time
+from .time import Time, TimeUnit, as_time
+from .timestamp import Timestamp
 
 __all__ = [
     "Algorithm",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .checks import check_int
-from .time import Timestamp
+from .timestamp import Timestamp
 
 _MOST = 2**63 - 1
 

@@ -26,38 +26,32 @@ from .precision import grad_scaler
 from .reproducibility import seed_all
 from .settings import check_same_on_all_ranks, describe
 from .step import TrainStep
+from .training_loop import TrainingLoop
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What a Trainer works with.
+    """The parts of a Trainer.
 
     Args:
-        options: Of the Trainer.
-        engine: With the state and the logger.
-        train_step: Makes one optimizer step.
-        train_reader: Of the training data; None without any.
-        eval_readers: Of each set of evaluation data.
+        options: Options of the Trainer, checked.
+        engine: The engine, with state and logger.
+        loop: The training loop.
         saver: The callback that saves checkpoints; None without one.
-        resumed: What ``restore_generators`` takes from the checkpoint that the run was resumed from; None if it
-            was not.
     """
 
     options: Options
     engine: Engine
-    train_step: TrainStep
-    train_reader: EpochReader | None
-    eval_readers: list[tuple[Evaluator, EpochReader]]
+    loop: TrainingLoop
     saver: CheckpointSaver | None
-    resumed: dict[str, Any] | None
 
 
 def assemble(arguments: Mapping[str, Any]) -> Assembly:
-    """Build all parts of a Trainer from its arguments, and load what it starts from.
+    """Build all parts of a Trainer, and load the checkpoint that it starts from.
 
-    Bad arguments are refused before INIT, so that the model and all files are then unchanged.
+    Invalid arguments raise before INIT, so that the model and all files are unchanged.
 
     Args:
         arguments: All arguments of the Trainer by name.
@@ -69,7 +63,7 @@ def assemble(arguments: Mapping[str, Any]) -> Assembly:
         state = build_state(options, saver, device)
         open_readers(state, options)
         check_schedules(state)
-    check_same_on_all_ranks(options.for_ranks())  # before the first work that ranks do together
+    check_same_on_all_ranks(options.for_ranks())  # before any other collective
     found = find_start(options, saver)
     with distributed.all_or_none():
         logger = open_loggers(options, state, found)
@@ -81,20 +75,27 @@ def assemble(arguments: Mapping[str, Any]) -> Assembly:
     check_same_on_all_ranks(state.settings)
     synchronizer = parallelize(state, options.parallelism, find_unused_parameters=options.find_unused_parameters)
     load(engine, found)
-    train_step = build_step(engine, options, synchronizer)
     is_resume = found is not None and not found.weights_only and bool(state.optimizers)
-    resumed = {"ranks": found.contents["ranks"]} if found is not None and is_resume else None
-    return Assembly(options, engine, train_step, train_reader, eval_readers, saver, resumed)
+    loop = TrainingLoop(
+        engine,
+        build_step(engine, options, synchronizer),
+        options,
+        train_reader=train_reader,
+        eval_readers=eval_readers,
+        saver=saver,
+        resumed={"ranks": found.contents["ranks"]} if found is not None and is_resume else None,
+    )
+    return Assembly(options, engine, loop, saver)
 
 
 def join_ranks(arguments: Mapping[str, Any]) -> torch.device:
-    """Join the process group where torchrun started several processes; the device of this rank."""
+    """Initialize the process group under torchrun. Returns the device of this rank."""
     device = checks.check_device("device", arguments["device"])
     return distributed.join_process_group(device, checks.check_timeout("dist_timeout", arguments["dist_timeout"]))
 
 
 def find_saver(options: Options) -> CheckpointSaver | None:
-    """The one `CheckpointSaver` of the run: that of `save_folder`, or one among the callbacks."""
+    """The `CheckpointSaver` of the run, from `save_folder` or from the callbacks."""
     savers = [callback for callback in options.callbacks if isinstance(callback, CheckpointSaver)]
     if options.save_folder is not None:
         interval, num_to_keep = options.save_interval, options.save_num_checkpoints_to_keep
@@ -105,7 +106,7 @@ def find_saver(options: Options) -> CheckpointSaver | None:
 
 
 def build_state(options: Options, saver: CheckpointSaver | None, device: torch.device) -> State:
-    """The state before INIT. The saver is the last callback, so that it saves what the others have done."""
+    """Build the state. The saver becomes the last callback, so that it saves the states of the others."""
     others = [callback for callback in options.callbacks if callback is not saver]
     callbacks: list[Callback] = others if saver is None else [*others, saver]
     size = options.device_train_microbatch_size
@@ -133,10 +134,10 @@ def build_state(options: Options, saver: CheckpointSaver | None, device: torch.d
 
 
 def open_readers(state: State, options: Options) -> tuple[EpochReader | None, list[tuple[Evaluator, EpochReader]]]:
-    """Readers of the training and of the evaluation data; a dataloader that cannot be read is refused."""
+    """Open the readers of the training and evaluation data; raise for a dataloader that cannot be read."""
     if state.eval_dataloader is None:
         state.evaluators = []
-    elif len(state.evaluators) <= 1:  # whose data an algorithm may have replaced
+    elif len(state.evaluators) <= 1:  # an algorithm may have replaced state.eval_dataloader
         (evaluator,) = state.evaluators or [Evaluator(label="eval", dataloader=state.eval_dataloader)]
         state.evaluators = [replace(evaluator, dataloader=state.eval_dataloader)]
     eval_readers = [(evaluator, open_eval_reader(state, evaluator)) for evaluator in state.evaluators]
@@ -144,13 +145,13 @@ def open_readers(state: State, options: Options) -> tuple[EpochReader | None, li
 
 
 def open_eval_reader(state: State, evaluator: Evaluator) -> EpochReader:
-    """A reader of a set of evaluation data."""
+    """Open the reader of one set of evaluation data."""
     name = "eval_dataloader" if evaluator.label == "eval" else f"eval_dataloader {evaluator.label!r}"
     return _open_reader(state, evaluator.dataloader, name, for_training=False)
 
 
 def open_train_reader(state: State, options: Options) -> EpochReader | None:
-    """A reader of the training data; None without any."""
+    """Open the reader of the training data; None without any."""
     has_equal_steps = options.parallelism == "fsdp" or options.sync_batchnorm
     equal_shares = has_equal_steps and state.device_train_microbatch_size is not None
     if state.train_dataloader is None:
@@ -159,12 +160,12 @@ def open_train_reader(state: State, options: Options) -> EpochReader | None:
 
 
 def open_predict_reader(state: State, dataloader: Iterable[Any]) -> EpochReader:
-    """A reader of data to predict on."""
+    """Open the reader of data to predict on."""
     return _open_reader(state, dataloader, "dataloader", for_training=False)
 
 
 def find_start(options: Options, saver: CheckpointSaver | None) -> Found | None:
-    """The checkpoint that the run starts from, the same on all ranks; None to begin a new training."""
+    """Find the checkpoint to start from, the same on all ranks; None for a new training."""
     return find_checkpoint(
         None if saver is None else saver.folder,
         options.load_path,
@@ -174,7 +175,7 @@ def find_start(options: Options, saver: CheckpointSaver | None) -> Found | None:
 
 
 def open_loggers(options: Options, state: State, found: Found | None) -> Logger:
-    """The logger with all destinations; only rank 0 has some."""
+    """Create the logger; only that of rank 0 has destinations."""
     destinations: list[LoggerDestination] = list(options.loggers)
     if options.run_name is not None:
         is_resume = found is not None and not found.weights_only
@@ -186,7 +187,7 @@ def open_loggers(options: Options, state: State, found: Found | None) -> Logger:
 
 
 def initialize(engine: Engine, options: Options) -> None:
-    """Seed all generators, run INIT on the raw model, and check what algorithms have made of it."""
+    """Seed all generators, run INIT on the unwrapped model, and check the state that algorithms leave."""
     state = engine.state
     seed_all(options.seed, options.deterministic_mode, state.rank)
     engine.run_event(Event.INIT)
@@ -204,7 +205,7 @@ def initialize(engine: Engine, options: Options) -> None:
 
 
 def load(engine: Engine, found: Found | None) -> None:
-    """Load the checkpoint that the run starts from, if there is one, between the events that announce it."""
+    """Load the checkpoint, if there is one, between BEFORE_LOAD and AFTER_LOAD."""
     engine.run_event(Event.BEFORE_LOAD)
     if found is not None:
         try:
@@ -221,7 +222,7 @@ def load(engine: Engine, found: Found | None) -> None:
 
 
 def build_step(engine: Engine, options: Options, synchronizer: Synchronizer | None) -> TrainStep:
-    """What makes an optimizer step."""
+    """Build the optimizer step from the options."""
     return TrainStep(
         engine,
         precision=options.precision,
@@ -233,10 +234,10 @@ def build_step(engine: Engine, options: Options, synchronizer: Synchronizer | No
 
 
 def default_optimizer(model: nn.Module) -> Optimizer:
-    """AdamW with the defaults of torch, which a warning says.
+    """AdamW with torch's defaults; logs a warning.
 
     Raises:
-        ValueError: If the model has no parameters to train.
+        ValueError: If the model has no parameters.
     """
     parameters = list(model.parameters())
     if not parameters:

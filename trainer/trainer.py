@@ -1,7 +1,5 @@
-"""The Trainer: it turns the loop and tells the engine of every event. `Event` shows the loop as a text."""
+"""The Trainer: training, evaluation, prediction and checkpoints of one model."""
 
-import signal
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,81 +13,79 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..engine import Algorithm, Callback, Evaluator, Event, LoggerDestination, State, Time, Timestamp
 from . import checks, distributed
 from .assembly import assemble, default_optimizer, open_eval_reader, open_predict_reader, open_train_reader
-from .checkpoint.contents import restore_generators
 from .checkpoint.saver import save_after, save_checkpoint
-from .data.batches import read_batches
 from .distributed.parallelism import Parallelism
-from .eval_schedule import EvalSchedule
 from .evaluation import evaluate
 from .precision import Precision
 from .prediction import predict
 from .settings import check_same_on_all_ranks, describe_dataloader
-from .signals import SignalListener, TrainingInterrupted
+from .signals import SignalListener
 
 
 class Trainer:
-    """Trains and evaluates a model, and lets algorithms and callbacks act at every `Event`.
+    """Trains and evaluates a model; algorithms and callbacks act at every `Event`.
 
-    The model is any ``nn.Module`` with ``forward(batch)`` and ``loss(outputs, batch)``, the mean over
-    the batch, or a tuple or dictionary of the parts of which it is the sum. Evaluation metrics are
-    optional: ``get_metrics(is_train)`` gives torchmetrics objects by name,
-    ``update_metric(batch, outputs, metric)`` adds a batch to one.
+    The model is an ``nn.Module`` with ``forward(batch)`` and ``loss(outputs, batch)``, which returns the mean over the
+    batch, or a tuple or dictionary of losses whose sum is minimized. Evaluation metrics are optional:
+    ``get_metrics(is_train)`` returns torchmetrics objects by name, ``update_metric(batch, outputs, metric)`` updates
+    one of them.
 
-    INIT runs when the Trainer is built, on the raw model. All generators (python, numpy, torch) are
-    seeded then. Each batch that is read is a function of the seed, the epoch and its place in it,
-    whatever the number of loader workers and whatever else draws random numbers.
+    The constructor seeds all global generators (Python, NumPy, torch) and runs INIT on the unwrapped model. Batches
+    depend only on the seed, the epoch and their index in it, not on the number of loader workers or on other uses of
+    random numbers.
 
-    Under torchrun the processes train together: every batch is divided among them, so the same
-    settings give the same training on any number of them (BatchNorm sees the rows of its rank, unless
-    `sync_batchnorm` is set). Only rank 0 logs and saves.
+    Under torchrun each batch is split over the ranks, so the same settings give the same training on any number of
+    ranks, except that BatchNorm sees the rows of its rank unless `sync_batchnorm` is set. Only rank 0 logs and saves.
 
     Args:
-        model: What to train. It is changed in place.
-        train_dataloader: Yields the batches of an epoch: tensors, or tuples, lists and dictionaries
-            of them, with one row per sample. Its batch size is that of all ranks together.
-        eval_dataloader: Yields the batches of an evaluation. For several sets of data a dictionary of their names and
-            dataloaders, or a list of `Evaluator` objects.
-        max_duration: How long to train: ``"3ep"``, ``"100ba"``, ``"6400sp"`` or a `Time`; an int counts epochs.
-        algorithms: What changes training; they act in this order.
-        optimizers: One or several; by default AdamW with its torch defaults, which is announced.
-        schedulers: Learning rate schedulers of these optimizers, of torch; or functions of the `State` such as those of
-            ``etude.optim``, which give a factor of the initial learning rates before every step.
-        step_schedulers_every_batch: Step the schedulers of torch after every batch instead of every epoch.
-        callbacks: What watches training.
-        loggers: Where metrics go, besides the files of a named run.
-        device: ``"cpu"``, ``"gpu"`` or a torch device; by default the GPU where there is one.
+        model: The model to train; it is modified in place.
+        train_dataloader: Yields the batches of an epoch: tensors, or tuples, lists and dictionaries of tensors, with
+            one row per sample. Its batch size is the total over all ranks.
+        eval_dataloader: Yields the batches of an evaluation. Several sets of data are given as a dictionary of names
+            to dataloaders or as a list of `Evaluator` objects.
+        max_duration: Duration of training: ``"3ep"``, ``"100ba"``, ``"6400sp"`` or a `Time`; an int counts epochs.
+        algorithms: Algorithms, in the order in which they run.
+        optimizers: One or several optimizers; by default AdamW with torch's defaults, which logs a warning.
+        schedulers: torch learning rate schedulers of these optimizers; or functions of the `State`, such as those in
+            ``etude.optim``, that return a factor of the initial learning rates for each step.
+        step_schedulers_every_batch: Step torch schedulers after every batch instead of every epoch.
+        callbacks: Callbacks, which run after the algorithms.
+        loggers: Where metrics are logged, besides the files of a named run.
+        device: ``"cpu"``, ``"gpu"`` or a torch device; by default the GPU if there is one.
         precision: ``"fp32"``, or ``"amp_bf16"`` or ``"amp_fp16"`` for automatic mixed precision.
-        device_train_microbatch_size: Rows per forward and backward pass on a device. The gradients of
-            the microbatches add up to those of the whole batch, except that BatchNorm sees
-            microbatches. ``"auto"`` begins with the whole batch; a step that runs out of memory on any
-            rank is repeated in microbatches of half the size, with the same drop plan.
-        eval_interval: How often to evaluate, in any unit but wall-clock time; an int counts epochs; by default after
-            every epoch. The end of training is always evaluated. 0 never evaluates.
-        train_subset_num_batches: End every epoch after so many batches; None or -1 reads all.
-        eval_subset_num_batches: End every evaluation after so many batches; None or -1 reads all.
-        seed: Of all generators, from 0 to 2**32 - 1.
-        deterministic_mode: Use only deterministic kernels, on CPU and GPU.
-        run_name: Metrics go to ``runs/<run_name>/``; without a name there are no files.
+        device_train_microbatch_size: Rows per forward and backward pass on a device. Gradients are accumulated over
+            the microbatches; BatchNorm sees microbatches. ``"auto"`` starts with the whole batch, and repeats a step
+            that runs out of memory on any rank in microbatches of half the size, with the same drop plan.
+        eval_interval: Interval between evaluations, in any unit but wall-clock time; an int counts epochs; by default
+            one epoch. There is always an evaluation at the end of training. 0 disables evaluation.
+        train_subset_num_batches: Maximum number of batches per epoch; None or -1 for all.
+        eval_subset_num_batches: Maximum number of batches per evaluation; None or -1 for all.
+        seed: Seed of all generators, in [0, 2**32).
+        deterministic_mode: Use deterministic kernels only, on CPU and GPU.
+        run_name: Metrics are written to ``runs/<run_name>/``; None writes no files.
         progress_bar: Show progress on standard error.
-        save_folder: Checkpoints go there, as a `CheckpointSaver` among the callbacks writes them, which has
-            more settings. SIGTERM and SIGINT then finish the running step, save, and end the training
-            with `TrainingInterrupted`.
-        save_interval: How often, in any unit: ``"1ep"`` (default), ``"500ba"``, ``"0.1dur"``, ``"10min"``.
-        save_num_checkpoints_to_keep: How many of the newest checkpoints are kept; -1 keeps all.
+        save_folder: Folder for checkpoints, which a `CheckpointSaver` writes; pass one in `callbacks` for more
+            settings. SIGTERM and SIGINT then finish the current step, save a checkpoint, and raise
+            `TrainingInterrupted`.
+        save_interval: Interval between checkpoints, in any unit: ``"1ep"`` (default), ``"500ba"``, ``"0.1dur"``,
+            ``"10min"``.
+        save_num_checkpoints_to_keep: Number of newest checkpoints to keep (default 3); -1 keeps all.
         load_path: A checkpoint, or a folder of them, to resume from.
-        load_weights_only: Take only the weights from `load_path`, for a new training.
-        autoresume: Resume from the newest good checkpoint in `save_folder` where there is one.
-        max_nonfinite_steps: How many steps in a row may be skipped as loss or gradients were not finite.
-        parallelism: Under torchrun, ``"ddp"`` copies the model to every rank; ``"fsdp"`` shards it and its optimizers.
-        find_unused_parameters: Whether ranks may use different parameters, as in data-dependent branches of a model.
-        sync_batchnorm: Let BatchNorm see the rows of all ranks.
-        dist_timeout: Seconds after which a rank that does not answer is given up; more than a save takes.
+        load_weights_only: Load only the weights from `load_path`, for a new training.
+        autoresume: Resume from the newest intact checkpoint in `save_folder`, if there is one.
+        max_nonfinite_steps: Maximum number of consecutive steps that are skipped because loss or gradients are not
+            finite. The next one raises.
+        parallelism: Under torchrun, ``"ddp"`` replicates the model on every rank, ``"fsdp"`` shards the model and its
+            optimizers.
+        find_unused_parameters: Whether ranks may use different parameters in a step, as in models with data-dependent
+            branches.
+        sync_batchnorm: Compute BatchNorm statistics over the rows of all ranks.
+        dist_timeout: Timeout in seconds for other ranks to respond; must be longer than saving a checkpoint takes.
 
     Raises:
-        TypeError: If an argument is of the wrong kind; the message shows the wrap for a model
-            without ``loss``.
-        ValueError: If an argument breaks its rule. Model and files are then unchanged.
-        FileExistsError: If the run's folder holds metrics already, and nothing is resumed.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the value of an argument is invalid. Model and files are then unchanged.
+        FileExistsError: If the folder of the run has metrics already and no checkpoint is resumed.
     """
 
     def __init__(
@@ -133,13 +129,7 @@ class Trainer:
         self.logger = parts.engine.logger
         self._options = parts.options
         self._saver = parts.saver
-        self._step = parts.train_step
-        self._train_reader = parts.train_reader
-        self._eval_readers = parts.eval_readers
-        self._resumed = parts.resumed
-        self._eval_schedule = EvalSchedule(self.state, parts.options.eval_interval)
-        self._unfinished: Event | None = None  # what is still to come of a step or an epoch
-        self._batch = self.state.timestamp.batch  # at the beginning of the step
+        self._loop = parts.loop
 
     def fit(
         self,
@@ -148,33 +138,33 @@ class Trainer:
         *,
         reset_time: bool = False,
     ) -> None:
-        """Train until `max_duration` is reached, and evaluate on the way.
+        """Train until `max_duration` is reached.
 
-        An exception closes the Trainer before it is passed on; with a `CheckpointSaver`, in a single process, what the
-        finished steps have reached is saved first. A run that was resumed at its end does nothing but what is left of
-        the end: an evaluation that is due, and FIT_END.
+        An exception closes the Trainer and is raised again. With a `CheckpointSaver`, in a single process, the last
+        finished step is saved first. A run that was resumed at its end only does the evaluation that is still due, and
+        FIT_END.
 
         Args:
-            duration: Train for so long from here on, whatever `max_duration` was. An int counts epochs.
-            train_dataloader: Replaces that of the Trainer; a new epoch begins.
-            reset_time: Count epochs, batches and samples from 0 again.
+            duration: Train for this duration from here on, instead of until `max_duration`. An int counts epochs.
+            train_dataloader: Replaces the dataloader of the Trainer, from a new epoch on.
+            reset_time: Reset the counters of epochs, batches and samples to 0.
 
         Raises:
-            ValueError: If there is no data to train on, or a batch is not what the model takes.
-            RuntimeError: If the Trainer is closed, or has reached `max_duration` already.
-            FloatingPointError: If loss or gradients of too many steps in a row were not finite.
-            TrainingInterrupted: If SIGTERM or SIGINT came on any rank, and there are checkpoints to save;
-                a SystemExit with the code 128 + number of the signal.
-            RankLostError: If another rank does not answer.
+            ValueError: If there is no training data, or a batch is not what the model takes.
+            RuntimeError: If the Trainer is closed, or `max_duration` is reached already.
+            FloatingPointError: If loss or gradients are not finite in more than `max_nonfinite_steps` steps in a row.
+            TrainingInterrupted: If any rank received SIGTERM or SIGINT and there is a `CheckpointSaver`. It is a
+                SystemExit with code 128 + signal number.
+            RankLostError: If another rank does not respond.
         """
         self._check_open("fit")
         self._prepare_fit(duration, train_dataloader, reset_time)
         try:
             self.logger.log_hyperparameters(self.state.settings)
             with SignalListener() if self._saver is not None else nullcontext() as listener:
-                self._fit(listener)
+                self._loop.run(listener)
         except BaseException as error:
-            if self._saver is not None and self._is_between_steps():
+            if self._saver is not None and self._loop.is_between_steps():
                 save_after(error, self._saver, self.state, self.logger)
             self._close_after(error)
             raise
@@ -187,18 +177,18 @@ class Trainer:
         """Evaluate the model.
 
         Args:
-            eval_dataloader: The data, in the forms that the Trainer takes; by default that of the Trainer.
-            subset_num_batches: How many batches to read; by default `eval_subset_num_batches`, -1 for all.
+            eval_dataloader: As in the constructor; by default the evaluation data of the Trainer.
+            subset_num_batches: Maximum number of batches; by default `eval_subset_num_batches`, -1 for all.
 
         Returns:
-            The loss and the metrics by name: numbers, and tensors on the CPU for metrics that are no numbers.
+            Loss and metrics by name: floats, and CPU tensors for metrics with more than one element.
 
         Raises:
-            ValueError: If there is no data to evaluate on.
+            ValueError: If there is no evaluation data.
             RuntimeError: If the Trainer is closed.
         """
         self._check_open("eval")
-        state, readers = self.state, self._eval_readers
+        state, readers = self.state, self._loop.eval_readers
         if eval_dataloader is not None:
             evaluators = checks.as_evaluators("eval_dataloader", eval_dataloader)
             readers = [(evaluator, open_eval_reader(state, evaluator)) for evaluator in evaluators]
@@ -212,18 +202,18 @@ class Trainer:
         self.engine.run_event(Event.EVAL_STANDALONE_END)
         state.eval_subset_num_batches = subset_before
         if eval_dataloader is not None or subset_num_batches is not None:
-            state.evaluated_at = evaluated_before  # the evaluation at the end of training is still due
+            state.evaluated_at = evaluated_before  # does not replace the evaluation at the end of training
         return {**state.eval_metrics, **state.eval_tensors}
 
     def predict(self, dataloader: Iterable[Any]) -> list[Any]:
         """Run the model in evaluation mode on every batch of a dataloader.
 
         Args:
-            dataloader: Yields batches that the model's ``forward`` takes.
+            dataloader: Yields batches for the model's ``forward``.
 
         Returns:
-            The outputs of each batch, in the order of the dataloader, on the CPU: ``torch.cat`` joins them if they
-            are tensors. Under torchrun the ranks share the work, and each gets all outputs.
+            The outputs of each batch on the CPU, in the order of the dataloader. Under torchrun each batch is split
+            over the ranks, and every rank gets all outputs.
 
         Raises:
             ValueError: If `dataloader` yields no batch.
@@ -234,27 +224,24 @@ class Trainer:
         return predict(self.engine, open_predict_reader(self.state, dataloader), self._options.precision)
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Save the run to a file from which `load_path` resumes it. All ranks must call it together.
-
-        Args:
-            path: The file.
+        """Save a checkpoint that `load_path` can resume from. All ranks must call it together.
 
         Raises:
-            OSError: If the file cannot be written.
+            OSError: If `path` cannot be written.
         """
         save_checkpoint(checks.check_folder("path", path), self.state, self.logger)
 
     def close(self) -> None:
-        """Close all callbacks and loggers. The Trainer cannot fit or evaluate any more.
+        """Close all callbacks and loggers. The Trainer cannot be used after that.
 
         Raises:
-            ExceptionGroup: If some of them failed to close; the others are closed all the same.
+            ExceptionGroup: If closing some of them failed; all others are closed.
         """
-        self._step.close()
+        self._loop.close()
         self.engine.close()
 
     def _prepare_fit(self, duration: Any, train_dataloader: Iterable[Any] | None, reset_time: bool) -> None:
-        """Set what `fit` was given, and check that there is something to train."""
+        """Check and apply the arguments of `fit`."""
         state = self.state
         with distributed.all_or_none():
             length = None if duration is None else checks.check_duration("duration", duration)
@@ -264,7 +251,7 @@ class Trainer:
                 )
             if train_dataloader is not None:
                 self._replace_train_dataloader(train_dataloader)
-            if self._train_reader is None:
+            if self._loop.train_reader is None:
                 raise ValueError("train_dataloader must be given to fit, got None")
             if not state.optimizers and state.timestamp.batch > 0:
                 raise ValueError("optimizers and train_dataloader must be given to the Trainer to resume, got none")
@@ -274,8 +261,8 @@ class Trainer:
             state.timestamp, state.evaluated_at = Timestamp(), -1
         if length is not None:
             state.max_duration, state.is_stopped = state.timestamp.get(length.unit) + length, False
-        if state.is_finished and self._resumed is None:
-            raise RuntimeError(f'max_duration="{state.max_duration}" is reached: there is nothing left to fit')
+        if state.is_finished and self._loop.resumed is None:
+            raise RuntimeError(f'max_duration="{state.max_duration}" is reached, there is nothing left to train')
         state.settings["max_duration"] = str(state.max_duration)
         check_same_on_all_ranks(state.settings)
         if not state.optimizers:
@@ -285,7 +272,7 @@ class Trainer:
         state, before = self.state, self.state.train_dataloader
         state.train_dataloader = checks.check_dataloader("train_dataloader", train_dataloader)
         try:
-            self._train_reader = open_train_reader(state, self._options)
+            self._loop.train_reader = open_train_reader(state, self._options)
         except ValueError:
             state.train_dataloader = before
             raise
@@ -293,104 +280,9 @@ class Trainer:
         if state.timestamp.batch_in_epoch > 0:
             state.timestamp = state.timestamp.to_next_epoch()
 
-    def _fit(self, listener: SignalListener | None) -> None:
-        state, run_event = self.state, self.engine.run_event
-        if not state.model.training:
-            state.model.train()  # only then: a user may have frozen a part of a model in training mode
-        self._restore_generators()  # before the first event, as it may save them,
-        run_event(Event.FIT_START)
-        self._restore_generators()  # and after it, as it may draw from them
-        self._eval_schedule.start()
-        if self._resumed is not None and self._eval_schedule.is_overdue():
-            self._evaluate()
-        self._resumed = None
-        while not state.is_finished or self._is_at_end_of_epoch():
-            self._train_epoch(listener)
-        self._step.settle()
-        if self._eval_schedule and state.evaluated_at != state.timestamp.batch:
-            self._evaluate()
-        run_event(Event.FIT_END)
-        if listener is not None and listener.received:  # after the last step: there is nothing to agree on
-            raise TrainingInterrupted(listener.received)
-
-    def _train_epoch(self, listener: SignalListener | None) -> None:
-        """Train an epoch to its end, or what is left of one that was resumed in its middle."""
-        state, run_event = self.state, self.engine.run_event
-        started, start = time.perf_counter(), state.timestamp.batch_in_epoch
-        if start == 0:
-            run_event(Event.EPOCH_START)
-        exhausted = self._train_batches(listener, start)
-        if state.timestamp.batch_in_epoch == 0:
-            raise ValueError("train_dataloader must yield at least one batch per epoch, it yielded none")
-        if not exhausted:
-            return
-        self._step.settle()
-        self._unfinished = Event.EPOCH_END
-        state.timestamp = state.timestamp.to_next_epoch()
-        if not self._options.step_schedulers_every_batch:
-            self._step.step_schedulers()
-        if start == 0:
-            self.logger.log_metrics({"time/epoch_seconds": time.perf_counter() - started})
-        run_event(Event.EPOCH_END)
-        self._unfinished = None
-        if self._eval_schedule.is_due(at_end_of_epoch=True):
-            self._evaluate()
-        run_event(Event.EPOCH_CHECKPOINT)
-
-    def _is_at_end_of_epoch(self) -> bool:
-        """Whether all batches of the running epoch are finished, and only its end is left."""
-        assert self._train_reader is not None, "fit has checked it"
-        epoch, number = int(self.state.timestamp.epoch), int(self.state.timestamp.batch_in_epoch)
-        is_at_end = number == self.state.train_subset_num_batches or self._train_reader.is_at_end(epoch, number)
-        return number > 0 and is_at_end
-
-    def _train_batches(self, listener: SignalListener | None, start: int) -> bool:
-        """Train the batches of an epoch from number `start` on; whether it has no more."""
-        state, run_event = self.state, self.engine.run_event
-        if start == state.train_subset_num_batches:
-            return True  # resumed at the end of the subset
-        state.dataloader_label = "train"
-        assert self._train_reader is not None, "fit has checked it"
-        events = Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER
-        for _ in read_batches(self.engine, self._train_reader, *events, start=start):
-            self._unfinished, self._batch = Event.BATCH_END, state.timestamp.batch
-            is_interrupted = self._step(lambda: listener is not None and listener.received != 0)
-            self._unfinished = None
-            if self._eval_schedule.is_due(at_end_of_epoch=False):
-                self._evaluate()
-            run_event(Event.BATCH_CHECKPOINT)
-            if is_interrupted:
-                self._stop(listener)
-            if state.is_finished:
-                return self._is_at_end_of_epoch()
-            if state.timestamp.batch_in_epoch == state.train_subset_num_batches:
-                break
-        return True
-
-    def _evaluate(self) -> None:
-        self._step.settle()
-        evaluate(self.engine, self._eval_readers, self._options.precision)
-
-    def _stop(self, listener: SignalListener | None) -> None:
-        """Save, and end the training as the signal asked; on a rank that got none, as if it had been SIGTERM."""
-        assert listener is not None and self._saver is not None, "without them nothing interrupts"
-        self._saver.save_once(self.state, self.logger, must_succeed=True)
-        raise TrainingInterrupted(listener.received or signal.SIGTERM)
-
-    def _restore_generators(self) -> None:
-        if self._resumed is not None:
-            restore_generators(self._resumed, self.state.device)
-
     def _check_open(self, action: str) -> None:
         if self.engine.is_closed:
             raise RuntimeError(f"the Trainer is closed and cannot {action} any more: build a new one")
-
-    def _is_between_steps(self) -> bool:
-        """Whether model, optimizers and algorithms are as the latest step leaves them."""
-        state, event = self.state, self._unfinished
-        if event is Event.BATCH_END and state.timestamp.batch == self._batch:
-            return False
-        return event is None or not any(algorithm.match(event, state) for algorithm in state.algorithms)
 
     def _close_after(self, error: BaseException) -> None:
         try:

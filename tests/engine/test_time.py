@@ -241,7 +241,7 @@ class TestComparison:
 
     @pytest.mark.parametrize("compare", COMPARISONS)
     def test_a_time_has_no_order_with_what_is_no_time(self, compare):
-        with pytest.raises(TypeError, match="must be a Time or a time string"):
+        with pytest.raises(TypeError, match="not supported between"):
             compare(Time(3, "ep"), None)
 
     @pytest.mark.parametrize("unit", TimeUnit)

@@ -224,7 +224,7 @@ class TestDuration:
         trainer = CPUTrainer(linear_model(), vectors(), None, "3ba")
         trainer.fit()
         trained = weights(trainer.state.model)
-        with pytest.raises(RuntimeError, match='max_duration="3ba" is reached: there is nothing left to fit'):
+        with pytest.raises(RuntimeError, match='max_duration="3ba" is reached, there is nothing left to train'):
             trainer.fit()
         assert torch.equal(weights(trainer.state.model), trained)
 
