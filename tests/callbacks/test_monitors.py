@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR
 
-from etude import Callback, Logger, LoggerDestination, State, Trainer
-from etude.callbacks import LRMonitor, MemoryMonitor, SpeedMonitor, speed_monitor
+from etude import Algorithm, Callback, Event, Logger, LoggerDestination, State, Trainer
+from etude.callbacks import LRMonitor, MemoryMonitor, SpeedMonitor, speed_monitor, step_clock
 from helpers.networks import LinearModel, vectors
 
 
@@ -39,22 +39,44 @@ class Pause(Callback):
         self.clock[0] += 10.0
 
 
+class Parts(Algorithm):
+    """Lets time pass in each part of a step."""
+
+    def __init__(self, clock: list[float], *, data: list[float], backward: float, optimizer: float) -> None:
+        self._clock, self._data, self._backward, self._optimizer = clock, data, backward, optimizer
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.AFTER_DATALOADER, Event.AFTER_BACKWARD, Event.BATCH_END)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event is Event.AFTER_DATALOADER:
+            self._clock[0] += self._data[int(state.timestamp.batch)]
+        else:
+            self._clock[0] += self._backward if event is Event.AFTER_BACKWARD else self._optimizer
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [100.0]
-    monkeypatch.setattr(speed_monitor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for module in (speed_monitor, step_clock):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     yield now
 
 
-def fit(*callbacks: Callback, max_duration: str = "2ep", **settings: Any) -> Rows:
+def fit(*callbacks: Callback | Algorithm, max_duration: str = "2ep", **settings: Any) -> Rows:
     rows = Rows()
     model = settings.pop("model", None) or LinearModel()
-    trainer = Trainer(
-        model, vectors(), vectors(8), max_duration, callbacks=callbacks, loggers=rows, progress_bar=False, **settings
-    )
+    algorithms = [one for one in callbacks if isinstance(one, Algorithm)]
+    others = [one for one in callbacks if isinstance(one, Callback)]
+    settings |= {"algorithms": algorithms, "callbacks": others, "loggers": rows, "progress_bar": False}
+    trainer = Trainer(model, vectors(), vectors(8), max_duration, **settings)
     trainer.fit()
     trainer.close()
     return rows
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == speed_monitor.__name__]
 
 
 class TestLRMonitor:
@@ -130,9 +152,49 @@ class TestSpeedMonitor:
         assert rows.of("throughput/batches_per_sec") == pytest.approx([2.0] * 5)
         assert rows.of("time/val")[0] == pytest.approx(40.0)
 
+    def test_the_parts_of_a_step_are_means_over_the_latest_steps(self, clock: list[float]) -> None:
+        rows = fit(
+            SpeedMonitor(window_size=2), Parts(clock, data=[9, 1, 2, 4], backward=3, optimizer=1), max_duration="4ba"
+        )
+        assert rows.of("step_time/data") == pytest.approx([1, 1.5, 3])
+        assert rows.of("step_time/forward_backward") == pytest.approx([3] * 3)
+        assert rows.of("step_time/optimizer") == pytest.approx([1] * 3)
+        assert rows.of("step_time/data_share") == pytest.approx([1 / 5, 1.5 / 5.5, 3 / 7])
+        assert min(step for step, row in rows.rows.items() if "step_time/data" in row) == 2
+
+    def test_evaluations_are_no_part_of_a_step(self, clock: list[float]) -> None:
+        rows = fit(SpeedMonitor(), Pause(clock))
+        assert rows.of("step_time/forward_backward") == pytest.approx([0.5] * 11)
+        assert rows.of("step_time/data_share") == [0.0] * 11
+
+    def test_a_slow_loader_is_warned_of_once(self, clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+        monitor = SpeedMonitor(window_size=3)
+        fit(monitor, Parts(clock, data=[1] * 12, backward=2, optimizer=1))
+        (warning,) = _warnings(caplog)
+        assert warning == (
+            "the latest 3 steps waited for data for 25% of their time, 1 of 4 s per step: training could be 1.3 "
+            "times as fast. Set more num_workers in train_dataloader (now 0), or make its samples cheaper to load"
+        )
+        assert monitor.data_share == pytest.approx(0.25)
+
+    @pytest.mark.parametrize("settings", [{}, {"max_data_share": 1, "data": 100}])
+    def test_a_fast_loader_is_not_warned_of(
+        self, clock: list[float], settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seconds = settings.pop("data", 0.5)
+        fit(SpeedMonitor(window_size=3, **settings), Parts(clock, data=[seconds] * 12, backward=2, optimizer=1))
+        assert not _warnings(caplog)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_on_a_gpu_the_parts_are_measured_by_its_own_clock(self) -> None:
+        rows = fit(SpeedMonitor(), device="gpu")
+        assert rows.of("step_time/forward_backward")[-1] > 0
+        assert 0 <= rows.of("step_time/data_share")[-1] <= 1
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
+            ({"max_data_share": 1.5}, r"max_data_share must be a finite number .*, got 1\.5"),
             ({"window_size": 0}, "window_size must be an int of at least 1, got 0"),
             ({"window_size": True}, "window_size must be an int of at least 1, got True"),
             ({"time_unit": "weeks"}, "time_unit must be one of seconds, minutes, hours, days, got 'weeks'"),

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from etude import Algorithm, Event, Trainer
 from etude.algorithms import LabelSmoothing, StochasticDepth
+from etude.callbacks import LRMonitor, MemoryMonitor, SpeedMonitor
 from etude.engine import Engine, Logger, State
 from etude.trainer.data.batches import split
 from etude.trainer.flags import flag_step
@@ -122,6 +123,15 @@ def test_one_value_is_read_per_step(
     assert set(others) == {1}
     assert set(reads.counts) == {"tolist", "__bool__"}
     assert reads.counts["__bool__"] == FIRST_LOOKS
+
+
+def test_monitors_read_nothing() -> None:
+    reads = Reads()
+    with reads.watch():
+        trainer, count = make_trainer(reads, "fused SGD", callbacks=[SpeedMonitor(), MemoryMonitor(), LRMonitor()])
+        reads.counts.clear()
+        trainer.fit()
+    assert set(count.per_step[1:]) == {1}
 
 
 @pytest.mark.parametrize("optimizer", ["fused SGD"])
