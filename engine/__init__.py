@@ -1,6 +1,7 @@
 """Events, time and state of a training run, and the interfaces of algorithms, callbacks and loggers."""
 
 from .algorithm import Algorithm
+from .attached import attach, attached_algorithms, detach
 from .callback import Callback
 from .engine import Engine, Trace
 from .evaluator import Evaluator
@@ -27,4 +28,7 @@ __all__ = [
     "Timestamp",
     "Trace",
     "as_time",
+    "attach",
+    "attached_algorithms",
+    "detach",
 ]

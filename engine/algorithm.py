@@ -82,6 +82,9 @@ class Algorithm(ABC):
             An optional exit code, kept in the `Trace` of this event.
         """
 
+    def close(self, state: State) -> None:  # noqa: B027  # most algorithms have nothing to do
+        """Undo what must not outlast the run. Called once when the Trainer is closed, also after an error in a step."""
+
     def state_dict(self) -> dict[str, Any]:
         """The part of the algorithm's state that is the same on all ranks, as plain values and tensors.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from .algorithm import Algorithm
 from .callback import Callback
@@ -104,7 +105,7 @@ class Engine:
         return self._is_closed
 
     def close(self) -> None:
-        """Close every callback and destination, once. If one fails, the others are still closed.
+        """Close every algorithm, callback and destination, once. If one fails, the others are still closed.
 
         Raises:
             ExceptionGroup: With all errors, after all were closed.
@@ -113,7 +114,8 @@ class Engine:
             return
         self._is_closed = True
         errors = []
-        closing: list[tuple[Callback, Callable[[], None]]] = [
+        closing: list[tuple[Any, Callable[[], None]]] = [
+            *((algorithm, partial(algorithm.close, self.state)) for algorithm in self.state.algorithms),
             *((listener, partial(listener.close, self.state, self.logger)) for listener in self._listeners),
             *((listener, listener.post_close) for listener in self._listeners),
         ]
@@ -124,7 +126,7 @@ class Engine:
                 if not self.logger.has_failed(listener):  # or it was logged
                     errors.append(error)
         if errors:
-            raise ExceptionGroup("callbacks failed to close", errors)
+            raise ExceptionGroup("algorithms or callbacks failed to close", errors)
 
     def _check_first_init(self) -> None:
         if self._is_initialised:

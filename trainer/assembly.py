@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from ..engine import Callback, Engine, Evaluator, Event, Logger, LoggerDestination, State
+from ..engine import Callback, Engine, Evaluator, Event, Logger, LoggerDestination, State, attached_algorithms
 from ..loggers import FileLogger, ProgressBar
 from . import checks, distributed
 from .checkpoint.contents import restore, restore_for_evaluation, restore_weights
@@ -191,6 +191,7 @@ def initialize(engine: Engine, options: Options) -> None:
     state = engine.state
     seed_all(options.seed, options.deterministic_mode, state.rank)
     engine.run_event(Event.INIT)
+    join_attached_algorithms(engine)
     if options.sync_batchnorm:
         convert_batchnorm(state)
     checks.check_model("state.model", state.model)
@@ -202,6 +203,16 @@ def initialize(engine: Engine, options: Options) -> None:
     if state.train_dataloader is not None and not state.optimizers:
         state.optimizers = (default_optimizer(state.model),)
     keep_initial_learning_rates(state)
+
+
+def join_attached_algorithms(engine: Engine) -> None:
+    """Let the algorithms that are attached to the model, also those attached at INIT, act before all others."""
+    state = engine.state
+    attached = attached_algorithms(state.model)
+    state.algorithms = (*attached, *state.algorithms)
+    for algorithm in attached:
+        if algorithm.match(Event.INIT, state):
+            algorithm.apply(Event.INIT, state, engine.logger)
 
 
 def load(engine: Engine, found: Found | None) -> None:

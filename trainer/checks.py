@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..engine import Evaluator, Time, TimeUnit, as_time
+from ..engine import Evaluator, State, Time, TimeUnit, as_time, attached_algorithms
 from ..engine.checks import check_int, check_number
 
 T = TypeVar("T")
@@ -35,6 +35,21 @@ def check_model(name: str, model: Any) -> nn.Module:
                 f"got a {type(module).__name__}"
             )
     return model
+
+
+def check_attached(state: State) -> None:
+    """Check that all algorithms that are attached to the model take part in the run.
+
+    Raises:
+        RuntimeError: If one was attached after INIT, as by ``cf.apply_stochastic_depth`` in a callback.
+    """
+    for algorithm in attached_algorithms(state.model):
+        if not any(algorithm is other for other in state.algorithms):
+            name = type(algorithm).__name__
+            raise RuntimeError(
+                f"the functional form of {name} must be applied before the Trainer is built, or at INIT, to be part of "
+                "its settings and checkpoints, got a model to which it was applied later"
+            )
 
 
 def check_dataloader(name: str, dataloader: Any) -> Iterable[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from ..engine import Engine, Evaluator, Event
 from .checkpoint.contents import restore_generators
 from .checkpoint.saver import CheckpointSaver
+from .checks import check_attached
 from .data.batches import read_batches
 from .data.reader import EpochReader
 from .eval_schedule import EvalSchedule
@@ -94,6 +95,7 @@ class TrainingLoop:
         started, start = time.perf_counter(), state.timestamp.batch_in_epoch
         if start == 0:
             run_event(Event.EPOCH_START)
+        check_attached(state)
         exhausted = self._train_batches(listener, start)
         if state.timestamp.batch_in_epoch == 0:
             raise ValueError("train_dataloader must yield at least one batch per epoch, it yielded none")

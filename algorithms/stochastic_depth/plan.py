@@ -56,6 +56,7 @@ class DropPlan:
         self._kept_rows: np.ndarray | None = None
         self._microbatch = slice(None)
         self.draw_for_part: Callable[[int, int], None] | None = None  # draws where only a part of the model is called
+        self.follows_trainer = False
         self._is_open = False
         self._num_forwards = 0  # since the last backward began
         self._backward_began = False
@@ -116,6 +117,16 @@ class DropPlan:
         assert self._kept_rows is not None, "draw() comes first"
         return ~self._kept_rows
 
+    def follow_trainer(self) -> None:
+        """Leave drawing to the steps of a Trainer, until `release`."""
+        self.follows_trainer = True
+        self._num_forwards = 0
+
+    def release(self) -> None:
+        """Close the plan; a model with hooks of its own draws again by itself."""
+        self.follows_trainer = False
+        self.close()
+
     def open(self) -> None:
         """Allow training forwards with the current decisions."""
         self._is_open = True
@@ -144,6 +155,11 @@ class DropPlan:
                     f"{self._num_forwards} forwards before it: the drop plan of the first one was replaced"
                 )
         elif not self._is_open:
+            if self.follows_trainer:
+                raise RuntimeError(
+                    "no drop plan was drawn for this forward in training: during Trainer.fit the model may run in "
+                    "training mode between BEFORE_FORWARD and BEFORE_BACKWARD only"
+                )
             raise RuntimeError(
                 "no drop plan was drawn for this forward in training: call the model that stochastic depth was applied "
                 "to, not a part of it; a model that a Trainer has trained needs remove_stochastic_depth(model) and "
@@ -187,6 +203,10 @@ class DropPlan:
             return [float(dropped) for dropped in self.dropped_blocks]
         assert self._kept_rows is not None, "draw() comes first"
         return (1 - self._kept_rows.mean(axis=1)).tolist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy belongs to no Trainer."""
+        return {**self.__dict__, "follows_trainer": False, "_is_open": False}
 
     def _set_kept_rows(self, kept: np.ndarray) -> None:
         self._kept_rows = kept

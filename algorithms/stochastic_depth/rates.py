@@ -26,17 +26,21 @@ def rates_over_depth(drop_rate: float, drop_distribution: DropDistribution, num_
         TypeError: If a multiplier is not a number.
         ValueError: If there are not L multipliers, or one gives a rate outside [0, 1].
     """
-    if isinstance(drop_distribution, str):
-        drop_distribution = _DISTRIBUTIONS[drop_distribution]
-    if callable(drop_distribution):
-        multipliers = [drop_distribution(block, num_blocks) for block in range(1, num_blocks + 1)]
-    else:
-        multipliers = list(drop_distribution)
+    multipliers = multipliers_over_depth(drop_distribution, num_blocks)
     if len(multipliers) != num_blocks:
         raise ValueError(
             f"drop_distribution must give one multiplier for each of the {num_blocks} blocks, got {len(multipliers)}"
         )
     return [_rate(drop_rate, multiplier, block) for block, multiplier in enumerate(multipliers, start=1)]
+
+
+def multipliers_over_depth(drop_distribution: DropDistribution, num_blocks: int) -> list[float]:
+    """What a distribution multiplies `drop_rate` by at each block; the length of a sequence is not checked."""
+    if isinstance(drop_distribution, str):
+        drop_distribution = _DISTRIBUTIONS[drop_distribution]
+    if callable(drop_distribution):
+        return [drop_distribution(block, num_blocks) for block in range(1, num_blocks + 1)]
+    return list(drop_distribution)
 
 
 def _rate(drop_rate: float, multiplier: float, block: int) -> float:

@@ -43,6 +43,7 @@ class Settings:
         drop_unit: For blocks of several residual branches (transformers): drop the ``"block"``, or each
             ``"branch"`` separately.
         protect_projections: Never drop a block whose shortcut is not the identity.
+        seed: Seed of the draws, the same on all ranks. By default that of the Trainer, and 0 in your own loop.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -58,6 +59,7 @@ class Settings:
     scaling: Scaling | None = None
     drop_unit: DropUnit = "block"
     protect_projections: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         _check_target(self.target_layer_name)
@@ -69,6 +71,8 @@ class Settings:
         for name in _FLAGS:
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise TypeError(f"seed must be an int, got {self.seed!r}")
         rate = None if self.drop_rate is None else check_rate(self.drop_rate)
         if rate == 1 and self.scaling == "training":
             raise ValueError(f'drop_rate must be below 1 with scaling="training", got {rate}')

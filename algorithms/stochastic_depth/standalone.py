@@ -6,13 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine import detach
 from .draws import Draws
 from .plan import DropPlan, Scaling, StochasticMethod
 from .ranks import check_active_ddp, check_same_plan, current_rank
 from .rates import DropDistribution
-from .settings import DropUnit, Settings
+from .settings import DropUnit
 from .stochastic_block import outside_of_graphs
-from .surgery import convert, restore, stochastic_blocks
+from .stochastic_depth import StochasticDepth
+from .surgery import restore, stochastic_blocks
 from .torch_internals import is_in_backward, remove_forward_hooks
 
 
@@ -28,7 +30,7 @@ def apply_stochastic_depth(
     scaling: Scaling | None = None,
     drop_unit: DropUnit = "block",
     protect_projections: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> nn.Module:
     """Give the residual blocks of a model stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
@@ -36,8 +38,11 @@ def apply_stochastic_depth(
     optimizer made before stays valid. Each converted block has a ``.drop_rate``, which may be set.
     Every forward of `model` in training mode draws a new plan, from a separate generator.
 
-    `model` may be any module that contains known residual blocks. `seed` is the seed of the draws, and must be the
-    same on all ranks. The other arguments are the fields of `Settings`, which documents them.
+    A Trainer of the model trains as with the algorithm `StochasticDepth` of the same settings: it draws one plan for
+    each step, and settings and checkpoints hold the algorithm. Apply it before the Trainer is built, or at INIT.
+
+    `model` may be any module that contains known residual blocks. The other arguments are the fields of `Settings`,
+    which documents them.
 
     Returns:
         `model` itself.
@@ -47,18 +52,19 @@ def apply_stochastic_depth(
         ValueError: If an argument is out of its range, no block matches, or the model has
             stochastic depth already. The model is then unchanged.
     """
-    settings = Settings(
+    algorithm = StochasticDepth(
         target_layer_name,
         stochastic_method,
         drop_rate,
         drop_distribution,
-        use_same_gpu_seed,
-        draws,
-        scaling,
-        drop_unit,
-        protect_projections,
+        use_same_gpu_seed=use_same_gpu_seed,
+        draws=draws,
+        scaling=scaling,
+        drop_unit=drop_unit,
+        protect_projections=protect_projections,
+        seed=seed,
     )
-    plan = convert(model, settings, seed=seed)
+    plan = algorithm.attach(model)
     first = stochastic_blocks(model)[0]
     draw = _DrawBeforeForward(plan, batch_dim=first.block_type.get_batch_dim(first))
     plan.draw_for_part = draw.draw_for_part
@@ -78,6 +84,7 @@ def remove_stochastic_depth(model: nn.Module) -> nn.Module:
     """
     restore(model)
     for module in model.modules():
+        detach(module, StochasticDepth)
         remove_forward_hooks(module, _DrawBeforeForward, _CloseAfterForward)
     return model
 
@@ -88,13 +95,14 @@ class _DrawBeforeForward:
     def __init__(self, plan: DropPlan, batch_dim: int) -> None:
         self.plan = plan
         self.batch_dim = batch_dim
+        self.seed = plan.seed
         self.step = 0
         self._called: set[int] = set()  # blocks that were called by the plan of a part
 
     @outside_of_graphs
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A forward that is recomputed in its backward pass keeps the plan it had.
-        if module.training and not is_in_backward():
+        if module.training and not self.plan.follows_trainer and not is_in_backward():
             num_rows = _num_rows((args, kwargs), self.batch_dim)
             if num_rows is None and self.plan.method == "sample":
                 raise ValueError('stochastic_method="sample" needs a tensor among the model\'s inputs, got none')
@@ -113,6 +121,7 @@ class _DrawBeforeForward:
 
     def _draw(self, num_rows: int) -> None:
         self._called.clear()
+        self.plan.seed = self.seed  # a Trainer may have had another one
         self.plan.draw(self.step, rank=current_rank(), num_rows=num_rows)
         check_same_plan(self.plan, self.step)
         self.step += 1
@@ -128,6 +137,8 @@ class _CloseAfterForward:
 
     @outside_of_graphs
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.plan.follows_trainer:
+            return
         self.plan.close()
         if module.training and not is_in_backward():
             for tensor in _tensors(output):

@@ -53,12 +53,20 @@ class StochasticBlock(nn.Module):
     def drop_rate(self) -> float:
         """The current rate, in [0, 1]; that of the last branch if the branches have separate rates.
 
-        It may be set, except under a Trainer, whose `StochasticDepth` sets it for every batch.
+        It may be set before a Trainer is built, and in your own loop.
+
+        Raises:
+            RuntimeError: If it is set during ``Trainer.fit``, which sets it for every batch.
         """
         return self.drop_plan.rates[self.drop_indices[-1]]
 
     @drop_rate.setter
     def drop_rate(self, rate: float) -> None:
+        if self.drop_plan.follows_trainer:
+            raise RuntimeError(
+                f"drop_rate must not be set during Trainer.fit, which sets it for every batch, got {rate!r}: pass a "
+                "drop_schedule to StochasticDepth"
+            )
         rates = list(self.drop_plan.rates)
         for index in self.drop_indices:
             rates[index] = check_rate(rate)
@@ -76,7 +84,7 @@ class StochasticBlock(nn.Module):
         plan = self.drop_plan
         if not self.training:
             return self._run(x, [plan.evaluation_scale(index) for index in self.drop_indices], args, kwargs)
-        if plan.is_open or plan.draw_for_part is None or is_in_backward():
+        if plan.is_open or plan.draw_for_part is None or plan.follows_trainer or is_in_backward():
             plan.check_open()
             return self._run_training(x, args, kwargs)
         plan.draw_for_part(self.drop_indices[0], x.shape[self.block_type.get_batch_dim(self)])

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from ...engine import Algorithm, Event, Logger, State, Time
+from ...engine import Algorithm, Event, Logger, State, Time, attach
 from .draws import Draws
 from .plan import DropPlan, Scaling, StochasticMethod
 from .ranks import check_same_plan
-from .rates import DropDistribution
+from .rates import DropDistribution, multipliers_over_depth
 from .schedules import DropSchedule, Schedule, Warmup, as_schedules
 from .settings import DropUnit, Settings
 from .surgery import convert, stochastic_blocks
@@ -23,8 +23,8 @@ class StochasticDepth(Algorithm):
     """Train a residual network whose blocks are dropped at random (Huang et al. 2016, arXiv:1603.09382).
 
     The blocks are converted at INIT. At each BATCH_START the current rates are set and one drop plan is
-    drawn for the whole batch, as a function of the seed and the number of the step. Evaluation uses the
-    current rates.
+    drawn for the whole batch, as a function of the seed and the number of the step. All forwards in training mode of
+    the step use it, also those of a loss that runs the model again. Evaluation uses the current rates.
 
     Logs ``stochastic_depth/drop_rate`` (the highest current rate),
     ``stochastic_depth/num_stochastic_layers`` and ``stochastic_depth/num_dropped_layers`` (blocks dropped
@@ -57,6 +57,7 @@ class StochasticDepth(Algorithm):
     scaling: Scaling | None = None
     drop_unit: DropUnit = "block"
     protect_projections: bool = False
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         self._settings = Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
@@ -64,6 +65,8 @@ class StochasticDepth(Algorithm):
         self.drop_warmup = warmup.span
         self.schedules: tuple[Schedule, ...] = (warmup, *as_schedules(self.drop_schedule))
         self._plan: DropPlan | None = None
+        self._is_attached = False
+        self._rates_of_last_step: list[float] = []
         self._full_rates = np.zeros(0)
         self._num_steps = 0
         self._sum_of_rates = np.zeros(0)
@@ -98,6 +101,23 @@ class StochasticDepth(Algorithm):
         """For each block the fraction that was dropped in the steps so far."""
         return (self._sum_of_drops / max(self._num_steps, 1)).tolist()
 
+    def attach(self, model: nn.Module) -> DropPlan:
+        """Convert a model now, and attach this algorithm to it: a Trainer of the model then uses it.
+
+        Returns:
+            The drop plan, to be drawn where there is no Trainer.
+
+        Raises:
+            TypeError, ValueError: As `convert`. The model is then unchanged.
+        """
+        plan = self._plan = convert(model, self._settings, seed=self.seed or 0)
+        if callable(self.drop_distribution):  # a function could keep the model from being pickled
+            self.drop_distribution = multipliers_over_depth(self.drop_distribution, len(plan.rates))
+            self._settings = replace(self._settings, drop_distribution=self.drop_distribution)
+        self._is_attached = True
+        attach(model, self)
+        return plan
+
     def match(self, event: Event, state: State) -> bool:
         """Whether the algorithm acts at this event."""
         return event in _ACTIONS
@@ -107,15 +127,25 @@ class StochasticDepth(Algorithm):
         _ACTIONS[event](self, state, logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of the rates so far. Rates and plans are not saved: they follow from the timestamp and the seed."""
-        return {"num_steps": self._num_steps, "sum_of_rates": self._sum_of_rates.tolist()}
+        """The full rates, to be compared, and the sums of the rates so far. Plans follow from timestamp and seed."""
+        return {
+            "rates": self._full_rates.tolist(),
+            "num_steps": self._num_steps,
+            "sum_of_rates": self._sum_of_rates.tolist(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned, after INIT.
 
         Raises:
-            ValueError: If the number of blocks differs.
+            ValueError: If the number of blocks or their full rates differ, as where a model has other rates of its own.
         """
+        for number, (saved, own) in enumerate(zip(self._one_per_block(state["rates"]), self._full_rates, strict=True)):
+            if saved != own:
+                raise ValueError(
+                    f"the drop rates must be those of the run that is resumed, that of block {number} was {saved:g}, "
+                    f"got {own:g}"
+                )
         self._sum_of_rates = self._one_per_block(state["sum_of_rates"])
         self._num_steps = int(state["num_steps"])
 
@@ -141,10 +171,15 @@ class StochasticDepth(Algorithm):
 
     def _convert(self, state: State, logger: Logger) -> None:
         if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:
-            raise ValueError("algorithms must hold at most one StochasticDepth: a block has one drop rate")
+            raise ValueError(
+                "a run must have at most one StochasticDepth, whether among its algorithms or by "
+                "cf.apply_stochastic_depth: a block has one drop rate"
+            )
         for schedule in self.schedules:
             schedule.check(state)
-        self._plan = convert(state.model, self._settings, seed=state.seed)
+        if not self._is_attached:
+            self._plan = convert(state.model, self._settings, seed=state.seed)
+        assert self._plan is not None, "attach() has made it"
         self._full_rates = np.array(self._plan.rates)
         self._num_steps = 0
         self._sum_of_rates = np.zeros(len(self._full_rates))
@@ -153,7 +188,26 @@ class StochasticDepth(Algorithm):
 
     def _set_rates(self, state: State, logger: Logger) -> None:
         factor = math.prod(schedule(state) for schedule in self.schedules)
-        self.plan.set_rates((self._full_rates * factor).tolist())
+        self._rates_of_last_step = (self._full_rates * factor).tolist()
+        self.plan.set_rates(self._rates_of_last_step)
+
+    def _begin_fit(self, state: State, logger: Logger) -> None:
+        if not any(block.drop_plan is self.plan for block in stochastic_blocks(state.model)):
+            raise RuntimeError(
+                "state.model must hold the blocks that StochasticDepth converted at INIT, got none of them: an "
+                "algorithm that replaces the model must come before it"
+            )
+        if self.plan.rates != self._rates_of_last_step:
+            raise RuntimeError(
+                f"drop_rate of a block must be set before the Trainer is built, which had {self._rates_of_last_step}, "
+                f"got {self.plan.rates}"
+            )
+        self.plan.seed = state.seed if self.seed is None else self.seed
+        self.plan.follow_trainer()
+
+    def _end_fit(self, state: State, logger: Logger) -> None:
+        self._set_rates(state, logger)
+        self.plan.release()
 
     def _draw(self, state: State, logger: Logger) -> None:
         self._set_rates(state, logger)
@@ -180,6 +234,11 @@ class StochasticDepth(Algorithm):
             }
         )
 
+    def close(self, state: State) -> None:
+        """Let no later forward use the plan of a step that failed."""
+        if self._plan is not None:
+            self._plan.release()
+
     @property
     def plan(self) -> DropPlan:
         """The current rates and the decisions of the step.
@@ -194,10 +253,11 @@ class StochasticDepth(Algorithm):
 
 _ACTIONS = {
     Event.INIT: StochasticDepth._convert,
+    Event.FIT_START: StochasticDepth._begin_fit,
     Event.BATCH_START: StochasticDepth._draw,
     Event.BEFORE_FORWARD: StochasticDepth._begin_forward,
-    Event.AFTER_FORWARD: StochasticDepth._end_forward,
+    Event.BEFORE_BACKWARD: StochasticDepth._end_forward,  # the loss may run the model again
     Event.BATCH_END: StochasticDepth._log,
     Event.EVAL_START: StochasticDepth._set_rates,
-    Event.FIT_END: StochasticDepth._set_rates,
+    Event.FIT_END: StochasticDepth._end_fit,
 }

@@ -22,14 +22,12 @@ def convert(model: nn.Module, settings: Settings, *, seed: int) -> DropPlan:
     """Convert the blocks of a model; the caller draws the returned plan before each training forward.
 
     Raises:
-        TypeError: If `model` is not a module or `seed` not an int.
+        TypeError: If `model` is not a module.
         ValueError: If no block matches, the model has stochastic depth already, or it is wrapped for
             several ranks in a way that does not support the settings. The model is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {seed!r}")
     check_parallel(model, ranks_may_differ=settings.ranks_may_differ)
     if stochastic_blocks(model):
         raise ValueError("model has stochastic depth already: remove_stochastic_depth(model) comes first")

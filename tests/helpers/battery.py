@@ -105,6 +105,7 @@ DEPTH_CHANGES: dict[str, Any] = {
     "scaling": "training",
     "drop_unit": "branch",
     "protect_projections": True,
+    "seed": 7,
 }
 
 EMA_CHANGES = {

@@ -14,6 +14,7 @@ from ...engine.checks import check_int
 from ...engine.identity import describe
 from ...engine.time import Count
 from .. import distributed
+from ..checks import check_attached
 from ..data.sampling import num_batches
 from ..options import MAY_CHANGE
 from ..reproducibility import generator_states, generators_kept, set_generator_states
@@ -39,6 +40,7 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
         ValueError: If what an algorithm keeps once differs between ranks.
     """
     state.settle()
+    check_attached(state)
     check_weights(state.model, state.timestamp.batch)
     algorithms = _states(state.algorithms)
     of_this_rank = {

@@ -19,7 +19,7 @@ def test_the_class_the_function_and_the_settings_declare_the_same() -> None:
     algorithm = parameters_of(StochasticDepth)
     assert {name: function[name] for name in settings} == settings
     assert {name: algorithm[name] for name in settings} == settings
-    assert set(function) - set(settings) == {"model", "seed"}
+    assert set(function) - set(settings) == {"model"}
     assert set(algorithm) - set(settings) == {"drop_warmup", "drop_schedule"}
 
 

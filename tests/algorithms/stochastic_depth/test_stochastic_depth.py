@@ -280,7 +280,7 @@ def test_composer_code_with_the_trainer_runs_unchanged(
 
 def test_two_of_them_on_one_model_are_refused_and_leave_it_alone() -> None:
     model = tiny_resnet()
-    with pytest.raises(ValueError, match="algorithms must hold at most one StochasticDepth"):
+    with pytest.raises(ValueError, match="a run must have at most one StochasticDepth"):
         Trainer(model, images(), max_duration="1ep", algorithms=[StochasticDepth(), StochasticDepth(drop_rate=0.1)])
     assert not stochastic_blocks(model)
 
@@ -332,5 +332,5 @@ def test_the_plan_before_init_is_refused() -> None:
 
 def test_it_answers_only_the_events_it_needs() -> None:
     matched = {event for event in Event if StochasticDepth().match(event, None)}
-    starts = {Event.INIT, Event.BATCH_START, Event.BEFORE_FORWARD, Event.EVAL_START}
-    assert matched == starts | {Event.AFTER_FORWARD, Event.BATCH_END, Event.FIT_END}
+    starts = {Event.INIT, Event.FIT_START, Event.BATCH_START, Event.BEFORE_FORWARD, Event.EVAL_START}
+    assert matched == starts | {Event.BEFORE_BACKWARD, Event.BATCH_END, Event.FIT_END}
