@@ -1,5 +1,9 @@
 """The functional form of every algorithm, for use without a Trainer: ``import etude.functional as cf``."""
 
+from .algorithms.activation_checkpointing import (
+    apply_activation_checkpointing,
+    remove_activation_checkpointing,
+)
 from .algorithms.ema import compute_ema
 from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
@@ -21,6 +25,7 @@ from .models import export_network
 __all__ = [
     "BlockType",
     "Branch",
+    "apply_activation_checkpointing",
     "apply_gradient_clipping",
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
@@ -31,6 +36,7 @@ __all__ = [
     "fold_stochastic_depth",
     "register_block_type",
     "register_residual_block",
+    "remove_activation_checkpointing",
     "remove_stochastic_depth",
     "smooth_labels",
     "stochastic_blocks",

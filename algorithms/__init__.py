@@ -1,5 +1,6 @@
 """The algorithms, each in its own folder with a README."""
 
+from .activation_checkpointing import ActivationCheckpointing
 from .ema import EMA
 from .gradient_clipping import GradientClipping
 from .label_smoothing import LabelSmoothing
@@ -7,6 +8,7 @@ from .stochastic_depth import ProgressiveLayerDrop, StartLate, StochasticDepth, 
 
 __all__ = [
     "EMA",
+    "ActivationCheckpointing",
     "GradientClipping",
     "LabelSmoothing",
     "ProgressiveLayerDrop",

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 import etude.functional as cf
 from etude import Algorithm, Trainer
-from etude.algorithms import EMA, GradientClipping, LabelSmoothing, StartLate, StochasticDepth
+from etude.algorithms import EMA, ActivationCheckpointing, GradientClipping, LabelSmoothing, StartLate, StochasticDepth
 from helpers.networks import images, tiny_resnet
 from helpers.parallel_training import freeze_batchnorm
 from helpers.probes import AverageWeights, ChangeBatch, ChangeLoss, CountRows, ReplaceParameters
@@ -89,6 +89,14 @@ def average_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) 
         cf.compute_ema(model, ema_model, smoothing=0.75)
 
 
+def checkpoint_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    train_by_hand(cf.apply_activation_checkpointing(model), optimizer, batches)
+
+
+def is_sequential(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential)
+
+
 def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
     train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
 
@@ -118,6 +126,9 @@ CLIPPING = {"clipping_type": "value", "clipping_threshold": 0.01}
 CLIPPING_CHANGES = {"clipping_type": "norm", "clipping_threshold": 0.1}
 
 BATTERY: dict[str, Entry] = {
+    "ActivationCheckpointing": Entry(
+        ActivationCheckpointing, {"checkpoint_fn": is_sequential}, checkpoint_by_hand, only_once=True
+    ),
     "EMA": Entry(partial(EMA, half_life="2ba"), EMA_CHANGES, average_by_hand),
     "GradientClipping": Entry(partial(GradientClipping, **CLIPPING), CLIPPING_CHANGES, clip_by_hand),
     "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2}, smooth_by_hand),
