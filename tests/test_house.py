@@ -146,7 +146,18 @@ def test_importing_etude_imports_nothing_heavy() -> None:
 
 def test_importing_the_rooms_imports_no_package_of_an_extra() -> None:
     rooms = ", ".join(f"etude.{room}" for room in ROOMS)
-    extras = ("matplotlib", "sklearn", "tyro", "onnx", "safetensors", "tensorboard", "wandb", "timm", "torchmetrics")
+    extras = (
+        "matplotlib",
+        "sklearn",
+        "tyro",
+        "onnx",
+        "safetensors",
+        "tensorboard",
+        "wandb",
+        "timm",
+        "transformers",
+        "torchmetrics",
+    )
     code = f"import sys, {rooms}; print([name for name in {extras} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -41,6 +41,17 @@ def find_blocks(model: nn.Module, target: str | type[nn.Module] | None) -> tuple
     Raises:
         ValueError: If there is none, or one that is asked for cannot be split.
     """
+    found, unconverted = search_blocks(model, target)
+    _check_no_nested_tensors(model, [one.block for one in found])
+    if not found:
+        raise ValueError(_nothing_found(model, target, unconverted))
+    return found, unconverted
+
+
+def search_blocks(
+    model: nn.Module, target: str | type[nn.Module] | None = None
+) -> tuple[list[FoundBlock], dict[str, str]]:
+    """As `find_blocks`, for any model: there may be no block."""
     found: list[FoundBlock] = []
     unconverted: dict[str, str] = {}
     for path, module in model.named_modules():
@@ -56,9 +67,6 @@ def find_blocks(model: nn.Module, target: str | type[nn.Module] | None) -> tuple
             found.append(one)
         elif target is None and (reason := _may_be_residual(module)):
             unconverted[name] = f"{type(module).__qualname__}: {reason}"
-    _check_no_nested_tensors(model, [one.block for one in found])
-    if not found:
-        raise ValueError(_nothing_found(model, target, unconverted))
     return found, _outside(model, found, unconverted)
 
 
@@ -133,13 +141,20 @@ def _check_no_nested_tensors(model: nn.Module, blocks: Sequence[nn.Module]) -> N
 
 
 def _nothing_found(model: nn.Module, target: str | type[nn.Module] | None, unconverted: dict[str, str]) -> str:
-    wanted = " or ".join(known_names()) if target is None else target if isinstance(target, str) else target.__name__
-    classes = {type(module) for module in model.modules()}
-    known = sorted(block_type.name for cls in classes if (block_type := block_type_of(cls)) is not None)
-    message = f"model must contain blocks of type {wanted}, {type(model).__name__} contains none"
-    if known:
-        return f"{message}; of the known types it has {', '.join(known)}"
+    known = {block_type.name for module in model.modules() if (block_type := block_type_of(type(module))) is not None}
+    if target is not None:
+        wanted = target if isinstance(target, str) else target.__name__
+        message = f"model must contain blocks of type {wanted}, {type(model).__name__} contains none"
+        if known:
+            return f"{message}; of the known types it has {', '.join(sorted(known))}"
+        return f"{message}; known are {', '.join(known_names())} and the classes of the model"
+    message = (
+        "model must contain residual blocks of a known type, or of a class with a drop path, "
+        f"{type(model).__name__} contains none"
+    )
     reasons = sorted(set(unconverted.values()))
+    if without_shortcut := sorted(known - {reason.partition(":")[0] for reason in reasons}):
+        message += f"; its blocks of type {', '.join(without_shortcut)} have no shortcut"
     if reasons:
         message += (
             f"; may be residual: {'; '.join(reasons)}; register_residual_block(...) makes such a class known, "

@@ -36,6 +36,7 @@ _SCALED = {
     "timm.layers.layer_scale.LayerScale2d": ("gamma",),
     "timm.models.vision_transformer.LayerScale": ("gamma",),
     "timm.models.metaformer.Scale": ("scale",),
+    "transformers.pytorch_utils.Conv1D": _WEIGHT_AND_BIAS,
 }
 """For the exact classes that can take over a factor, by import path, the parameters that their output is linear in."""
 

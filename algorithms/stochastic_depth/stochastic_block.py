@@ -80,6 +80,8 @@ class StochasticBlock(nn.Module):
         """
         x, *others = args or (kwargs.pop(self.input_name),)
         args = tuple(others)
+        if self.training:
+            args, kwargs = self.block_type.without_state(self, args, kwargs)
         self._check_at_first_use(x, args, kwargs)
         plan = self.drop_plan
         if not self.training:
@@ -197,6 +199,8 @@ class StochasticBlock(nn.Module):
         """Compare the split with the block's own forward, unless the tests of this package did."""
         if self.block_type.is_verified or "_is_checked" in self.__dict__ or x.is_meta or is_in_backward():
             return
+        if self.block_type.has_state(self, args, kwargs):
+            return  # the check would change it
         check_split(self, self.block_name, self.block_type, x, args, kwargs)
         self._is_checked = True
 

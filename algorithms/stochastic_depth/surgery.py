@@ -54,6 +54,7 @@ def convert(model: nn.Module, settings: Settings, *, seed: int) -> DropPlan:
         scaling=settings.scaling or ("training" if takes_over else "evaluation"),
     )
     _log_what_is_special(found, own_rates, plan, unconverted, takes_over=takes_over)
+    _log_layer_drop(model)
     for one, drop_indices in zip(found, indices, strict=True):
         _convert_block(one, plan, drop_indices)
     return plan
@@ -177,6 +178,21 @@ def _log_what_is_special(
         names = [name for name, text in unconverted.items() if text == reason]
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         _log.warning("%d blocks are not converted: %s (%s)", len(names), reason, shown)
+
+
+def _log_layer_drop(model: nn.Module) -> None:
+    """Warn of models of transformers that drop whole layers themselves, such as Wav2Vec2."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+            if rate := getattr(config, name, 0):
+                _log.warning(
+                    "%s skips layers itself (config.%s=%g), in addition to the drop rates: set it to 0",
+                    type(module).__name__,
+                    name,
+                    rate,
+                )
+                return
 
 
 def _plan_indices(found: Sequence[FoundBlock], drop_unit: DropUnit) -> list[tuple[int, ...]]:

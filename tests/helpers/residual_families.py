@@ -137,5 +137,8 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             if module.bias is not None:
                 nn.init.normal_(module.bias)
+    for parameter_name, parameter in network.named_parameters():
+        if parameter_name.endswith("skipinit_gain"):
+            nn.init.constant_(parameter, 0.5)  # it starts at 0
     size = 28 if "EVA" in name else 32
     return network, torch.randn(4, 3, size, size, dtype=torch.float64)

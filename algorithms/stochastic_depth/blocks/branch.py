@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from operator import attrgetter
 from typing import Any
@@ -105,8 +106,11 @@ class BlockType:
         is_residual: Whether a block has residual branches at all, where that depends on the instance.
         batch_dim: The dimension of a block's input that counts the samples, or ``(block) -> dim``.
         row_arguments: Names of the further arguments of ``forward`` that have one row per sample in their
-            first dimension, or ``(block, take, ...) -> (args, kwargs)``, the further arguments for some
-            samples only, where ``take(tensor)`` selects those from a tensor's first dimension.
+            first dimension: tensors, or tuples of tensors; a single row belongs to all samples. Or
+            ``(block, take, ...) -> (args, kwargs)``, the further arguments for some samples only, where
+            ``take(tensor)`` selects those from a tensor's first dimension.
+        state_arguments: Names of the further arguments that ``forward`` changes, such as a cache of keys. In
+            training they are None, since a dropped branch would leave them incomplete.
         cls: The class, if a user registered it.
     """
 
@@ -115,6 +119,7 @@ class BlockType:
     is_residual: Callable[[Any], bool] = _always
     batch_dim: int | Callable[[Any], int] = 0
     row_arguments: Sequence[str] | Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] = ()
+    state_arguments: Sequence[str] = ()
     cls: type[nn.Module] | None = None
 
     @property
@@ -145,17 +150,51 @@ class BlockType:
         """The further arguments of ``forward`` for those of `num_rows` rows that `take` selects."""
         if callable(self.row_arguments):
             return self.row_arguments(block, take, *args, **kwargs)
-        if not self.row_arguments:
-            return args, kwargs
-        names = further_arguments(getattr(block, "plain_class", type(block)))
+        row_arguments = self.row_arguments
 
         def selected(name: str, value: Any) -> Any:
-            return take(value) if isinstance(value, Tensor) and name in self.row_arguments else value  # type: ignore[operator]
+            return _rows_of(name, value, take, num_rows) if name in row_arguments else value
 
+        return self._map_arguments(block, selected, args, kwargs) if row_arguments else (args, kwargs)
+
+    def without_state(
+        self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The further arguments of ``forward`` with None in place of those that it would change."""
+        if not self.state_arguments:
+            return args, kwargs
+        states = self.state_arguments
+        return self._map_arguments(block, lambda name, value: None if name in states else value, args, kwargs)
+
+    def has_state(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether ``forward`` gets something that it would change."""
+        given: dict[str, Any] = dict(kwargs)
+        if self.state_arguments and args:
+            given.update(zip(further_arguments(plain_class_of(block)), args, strict=False))
+        return any(given.get(name) is not None for name in self.state_arguments)
+
+    def _map_arguments(
+        self, block: Any, function: Callable[[str, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = further_arguments(plain_class_of(block)) if args else ()
         return (
-            tuple(selected(name, value) for name, value in zip(names, args, strict=False)),
-            {name: selected(name, value) for name, value in kwargs.items()},
+            tuple(function(name, value) for name, value in zip(names, args, strict=False)),
+            {name: function(name, value) for name, value in kwargs.items()},
         )
+
+
+def _rows_of(name: str, value: Any, take: Callable[[Tensor], Tensor], num_rows: int) -> Any:
+    """An argument, or the tensors in it, for some of the samples."""
+    if isinstance(value, tuple):
+        return tuple(_rows_of(name, one, take, num_rows) for one in value)
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) == 1:
+        return value
+    if len(value) != num_rows:
+        raise ValueError(
+            f"the argument {name} must have one row for each of the {num_rows} samples, or a single one for all, got "
+            f"shape {tuple(value.shape)}"
+        )
+    return take(value)
 
 
 def get_attribute(block: nn.Module, name: str | None) -> Any:
@@ -168,6 +207,12 @@ def get_attribute(block: nn.Module, name: str | None) -> Any:
         return None
 
 
-def further_arguments(cls: Any) -> list[str]:
+@cache
+def further_arguments(cls: Any) -> tuple[str, ...]:
     """What the ``forward`` of a class calls its arguments after the input."""
-    return list(signature(cls.forward).parameters)[2:]
+    return tuple(signature(cls.forward).parameters)[2:]
+
+
+def plain_class_of(block: Any) -> Any:
+    """The class of a block as it was before it was converted."""
+    return getattr(block, "plain_class", type(block))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import cifar, timm, timm_transformer, torchvision, transformer
+from . import cifar, hugging_face, timm, timm_transformer, torchvision, transformer
 from .branch import BlockType, Branch
 
 BLOCK_TYPES: dict[str, BlockType] = {
@@ -15,6 +15,7 @@ BLOCK_TYPES: dict[str, BlockType] = {
     **timm.BLOCK_TYPES,
     **timm_transformer.BLOCK_TYPES,
     **transformer.BLOCK_TYPES,
+    **hugging_face.BLOCK_TYPES,
 }
 
 

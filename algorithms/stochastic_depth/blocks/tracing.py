@@ -155,7 +155,8 @@ def _step(flow: Flow, total: fx.Node, block: nn.Module, marks: Sequence[str]) ->
 
 def _branches(flow: Flow, steps: Sequence[_Step], block: nn.Module) -> list[Branch]:
     branches: list[Branch] = []
-    names = further_arguments(type(block))
+    cls: Any = type(block)
+    names = further_arguments(cls)
     ends = [*(step.source for step in steps[1:]), flow.output]
     for number, (step, end) in enumerate(zip(steps, ends, strict=True)):
         before = _function(flow.input, step.source, names) if number == 0 and flow.input is not step.source else None

@@ -1,44 +1,30 @@
 """Every hand-written block type of torchvision and timm, against the block's own forward."""
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import etude.functional as cf
 from etude.algorithms.stochastic_depth.blocks import block_type_of
 from etude.algorithms.stochastic_depth.blocks.drop_path import find_drop_paths
 from etude.algorithms.stochastic_depth.blocks.registry import BLOCK_TYPES
 from etude.algorithms.stochastic_depth.blocks.tracing import SplitError, trace_branches
 from etude.algorithms.stochastic_depth.torch_internals import swin_attention
+from helpers.conversion import (
+    Method,
+    calls_of,
+    check_own_masks_taken_over,
+    check_rate_zero,
+    check_training_folding_and_removal,
+)
 from helpers.residual_families import FAMILIES, build
 from helpers.residual_networks import NETWORKS
 from helpers.residual_networks import build as build_small
 
 
-def calls_of(network: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
-    """Each known block of a network with the input it gets."""
-    calls: list[tuple[nn.Module, Tensor]] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda module, args: calls.append((module, args[0].detach().clone())))
-        for block in network.modules()
-        if block_type_of(type(block)) is not None
-    ]
-    network(x)
-    for hook in hooks:
-        hook.remove()
-    return calls
-
-
-def outcome(network: nn.Module, x: Tensor) -> list[Tensor]:
-    """Output and gradients."""
-    x = x.clone().requires_grad_()
-    out = network(x)
-    used = (x, *network.parameters())
-    gradients = torch.autograd.grad(out.square().sum(), used, allow_unused=True)
-    return [out, *(torch.zeros_like(p) if g is None else g for p, g in zip(used, gradients, strict=True))]
+def is_known(module: nn.Module) -> bool:
+    return block_type_of(type(module)) is not None
 
 
 def test_the_attention_of_swin_blocks_has_its_private_name() -> None:
@@ -49,18 +35,20 @@ def test_the_attention_of_swin_blocks_has_its_private_name() -> None:
 
 
 def test_every_known_type_is_tested() -> None:
+    """Beside those of transformers, in test_hugging_face."""
     networks = [build(name)[0] for name in FAMILIES] + [build_small(name)[0] for name in NETWORKS]
     found = [block_type_of(type(module)) for network in networks for module in network.modules()]
     names = {block_type.name for block_type in found if block_type is not None}
-    assert names == {block_type.name for block_type in BLOCK_TYPES.values()}
+    assert names == {type_.name for path, type_ in BLOCK_TYPES.items() if not path.startswith("transformers.")}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_branches_are_all_that_a_block_computes(name: str) -> None:
     network, x = build(name)
-    calls = calls_of(network.eval(), x)
+    calls = calls_of(network.eval(), x, is_known)
     assert calls
-    for block, block_input in calls:
+    for call in calls:
+        block, block_input = call.block, call.x
         block_type: Any = block_type_of(type(block))
         if not block_type.is_residual(block):
             continue
@@ -73,7 +61,8 @@ def test_the_branches_are_all_that_a_block_computes(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_tracer_finds_the_branches_that_are_written_by_hand(name: str) -> None:
     network, x = build(name)
-    for block, block_input in calls_of(network.eval(), x):
+    for call in calls_of(network.eval(), x, is_known):
+        block, block_input = call.block, call.x
         block_type: Any = block_type_of(type(block))
         try:
             traced = trace_branches(block, type(block), {})
@@ -95,34 +84,16 @@ def test_the_tracer_finds_the_branches_that_are_written_by_hand(name: str) -> No
 
 @pytest.mark.parametrize("method", ["block", "sample"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_at_rate_zero_outputs_and_gradients_are_those_of_the_plain_network(name: str, method: str) -> None:
-    network, x = build(name)
-    plain = copy.deepcopy(network)
-    for module in plain.modules():
-        for path in find_drop_paths(module):
-            drop_path: Any = module.get_submodule(path)
-            setattr(drop_path, "p" if hasattr(drop_path, "p") else "drop_prob", 0.0)
-    keys = list(network.state_dict())
-    cf.apply_stochastic_depth(network, stochastic_method=method, drop_rate=0.0)  # type: ignore[arg-type]
-    assert list(network.state_dict()) == keys
-    torch.manual_seed(1)
-    expected = outcome(plain, x)
-    torch.manual_seed(1)
-    for ours, theirs in zip(outcome(network, x), expected, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+def test_at_rate_zero_outputs_and_gradients_are_those_of_the_plain_network(name: str, method: Method) -> None:
+    check_rate_zero(*build(name), method)
 
 
 @pytest.mark.parametrize("method", ["block", "sample"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_network_trains_folds_and_can_be_restored(name: str, method: str) -> None:
-    network, x = build(name)
-    plain = copy.deepcopy(network)
-    cf.apply_stochastic_depth(network, stochastic_method=method, drop_rate=0.5)  # type: ignore[arg-type]
-    assert not any(find_drop_paths(block) for block in cf.stochastic_blocks(network))
-    for _ in range(3):
-        assert all(value.isfinite().all() for value in outcome(network, x))
-    restored = cf.remove_stochastic_depth(copy.deepcopy(network))
-    assert repr(restored) == repr(plain)
-    before = network.eval()(x)
-    cf.fold_stochastic_depth(network)
-    assert torch.allclose(network(x), before, rtol=1e-8, atol=1e-8)
+def test_every_network_trains_folds_and_can_be_restored(name: str, method: Method) -> None:
+    check_training_folding_and_removal(*build(name), method)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if find_drop_paths(FAMILIES[name]())])
+def test_own_masks_are_taken_over_and_no_row_is_dropped_twice(name: str) -> None:
+    check_own_masks_taken_over(*build(name))

@@ -299,7 +299,7 @@ def test_too_long_a_warmup_is_refused_before_the_surgery() -> None:
 
 
 def test_a_model_without_a_matching_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="model must contain blocks of type"):
+    with pytest.raises(ValueError, match="model must contain residual blocks of a known type"):
         from helpers.networks import LinearModel, vectors
 
         Trainer(LinearModel(), vectors(), max_duration="1ep", algorithms=[StochasticDepth()])

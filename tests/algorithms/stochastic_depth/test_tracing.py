@@ -109,7 +109,7 @@ def test_traced_blocks_fold_copy_pickle_and_are_restored() -> None:
 
 def test_an_unmarked_class_is_traced_only_where_the_user_names_it() -> None:
     network = nn.Sequential(Unmarked(), Unmarked())
-    with pytest.raises(ValueError, match="model must contain blocks"):
+    with pytest.raises(ValueError, match="model must contain residual blocks"):
         cf.apply_stochastic_depth(network)
     for target in (Unmarked, "Unmarked"):
         twin = cf.apply_stochastic_depth(copy.deepcopy(network), target_layer_name=target)
