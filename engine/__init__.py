@@ -4,6 +4,7 @@ from .algorithm import Algorithm
 from .attached import attach, attached_algorithms, detach
 from .callback import Callback
 from .engine import Engine, Trace
+from .evaluation_factor import EvaluationFactor
 from .evaluator import Evaluator
 from .event import Event
 from .logger import Logger
@@ -17,6 +18,7 @@ __all__ = [
     "Algorithm",
     "Callback",
     "Engine",
+    "EvaluationFactor",
     "Evaluator",
     "Event",
     "Logger",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from .evaluation_factor import EvaluationFactor
     from .event import Event
     from .logger import Logger
     from .state import State
@@ -67,6 +68,13 @@ class Algorithm(ABC):
         """
         return ()
 
+    def evaluation_factors(self, state: State) -> Sequence[EvaluationFactor]:
+        """By which factors an evaluation at this moment multiplies what parts of the model compute.
+
+        A checkpoint keeps them, so that its weights can be evaluated without this algorithm. Called between two steps.
+        """
+        return ()
+
     @abstractmethod
     def match(self, event: Event, state: State) -> bool:
         """Whether `apply` is to run at this event. It is called at every event, so keep it cheap."""
@@ -90,6 +98,10 @@ class Algorithm(ABC):
 
         A checkpoint keeps it once. Tensors that are sharded over ranks, such as averages of sharded parameters,
         are saved by all ranks, each its shard.
+
+        Averages of the weights, with which the model is evaluated, are kept under ``"averages"``, by the name of the
+        parameter or buffer (those of this rank in `rank_state_dict`), so that `load_weights` finds them. A true
+        ``"is_active"`` beside them tells that at the moment the model has the averages, and they are the weights.
         """
         return {}
 

@@ -1,6 +1,6 @@
 """The training loop, with data loading, precision, distributed training and checkpoints."""
 
-from .checkpoint import CheckpointError, CheckpointSaver, load_weights
+from .checkpoint import CheckpointError, CheckpointSaver, load_evaluation_factors, load_weights
 from .distributed import RankLostError
 from .signals import TrainingInterrupted
 from .trainer import Trainer
@@ -11,5 +11,6 @@ __all__ = [
     "RankLostError",
     "Trainer",
     "TrainingInterrupted",
+    "load_evaluation_factors",
     "load_weights",
 ]

@@ -145,7 +145,7 @@ class EMA(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of the parameters, which are the same on all ranks."""
-        return {"parameters": dict(self._parameters), "is_active": self._is_active}
+        return {"averages": dict(self._parameters), "is_active": self._is_active}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned.
@@ -155,11 +155,11 @@ class EMA(Algorithm):
         """
         if not isinstance(state["is_active"], bool):
             raise ValueError(f"is_active of EMA must be True or False, got {state['is_active']!r}")
-        self._parameters, self._is_active = _check_tensors(state["parameters"]), state["is_active"]
+        self._parameters, self._is_active = _check_tensors(state["averages"]), state["is_active"]
 
     def rank_state_dict(self) -> dict[str, Any]:
         """The averages of the buffers, which differ as each rank's BatchNorm sees its own rows."""
-        return {"buffers": dict(self._buffers)}
+        return {"averages": dict(self._buffers)}
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `rank_state_dict` returned.
@@ -167,7 +167,7 @@ class EMA(Algorithm):
         Raises:
             ValueError: If it is something else.
         """
-        self._buffers = _check_tensors(state["buffers"])
+        self._buffers = _check_tensors(state["averages"])
 
     def _update(self, model: nn.Module) -> None:
         if not self._parameters:

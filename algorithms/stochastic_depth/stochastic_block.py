@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...engine import EvaluationFactor
 from .blocks import BlockType, Branch, block_type_of, traced_type
 from .blocks.checking import check_split
+from .last_layer import last_parameters
 from .plan import DropPlan
 from .rates import check_rate
 from .rows import add_to_rows, take_rows
@@ -108,6 +110,20 @@ class StochasticBlock(nn.Module):
             groups = [[layer] for layer in self.children()]
         units = [[layer for layer in group if any(True for _ in layer.parameters())] for group in groups]
         return [unit for unit in units if unit]
+
+    def evaluation_factors(self) -> list[EvaluationFactor]:
+        """By what evaluation multiplies each branch, and the parameters that could take the factor."""
+        factors = []
+        for number, index in enumerate(self.drop_indices):
+            factor = self.drop_plan.evaluation_scale(index)
+            if factor == 1:
+                continue
+            try:
+                parameters = last_parameters(self, number, self.block_name)
+                factors.append(EvaluationFactor(module=self, factor=factor, parameters=parameters))
+            except ValueError as error:
+                factors.append(EvaluationFactor(module=self, factor=factor, obstacle=str(error)))
+        return factors
 
     def compile_branches(self, **options: Any) -> None:
         """Compile the original forward and the residual branches; decisions stay outside the graphs."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ...engine import Algorithm, Event, Logger, State, Time, attach
+from ...engine import Algorithm, EvaluationFactor, Event, Logger, State, Time, attach
 from .draws import Draws
 from .plan import DropPlan, Scaling, StochasticMethod
 from .ranks import check_same_plan
@@ -90,6 +90,11 @@ class StochasticDepth(Algorithm):
     def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
         """The layers of each residual branch, which has no gradients in a step in which it is dropped."""
         return [unit for block in stochastic_blocks(state.model) for unit in block.gradient_units()]
+
+    def evaluation_factors(self, state: State) -> Sequence[EvaluationFactor]:
+        """One minus the current rate of each residual branch, unless training is scaled."""
+        self._update_rates(state)
+        return [factor for block in stochastic_blocks(state.model) for factor in block.evaluation_factors()]
 
     @property
     def expected_drop_rates(self) -> list[float]:
@@ -184,9 +189,12 @@ class StochasticDepth(Algorithm):
         self._num_steps = 0
         self._sum_of_rates = np.zeros(len(self._full_rates))
         self._sum_of_drops = np.zeros(len(self._full_rates))
-        self._set_rates(state, logger)
+        self._update_rates(state)
 
     def _set_rates(self, state: State, logger: Logger) -> None:
+        self._update_rates(state)
+
+    def _update_rates(self, state: State) -> None:
         factor = math.prod(schedule(state) for schedule in self.schedules)
         self._rates_of_last_step = (self._full_rates * factor).tolist()
         self.plan.set_rates(self._rates_of_last_step)
@@ -206,11 +214,11 @@ class StochasticDepth(Algorithm):
         self.plan.follow_trainer()
 
     def _end_fit(self, state: State, logger: Logger) -> None:
-        self._set_rates(state, logger)
+        self._update_rates(state)
         self.plan.release()
 
     def _draw(self, state: State, logger: Logger) -> None:
-        self._set_rates(state, logger)
+        self._update_rates(state)
         self.plan.draw(state.timestamp.batch, rank=state.rank, num_rows=state.batch_num_samples)
         check_same_plan(self.plan, state.timestamp.batch)
 

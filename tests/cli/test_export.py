@@ -9,7 +9,9 @@ from etude.algorithms import StochasticDepth
 from etude.cli.main import main
 from etude.cli.weights import load_folded, save_weights
 from etude.models import composer_resnet
+from etude.trainer import load_weights
 from helpers.networks import images
+from helpers.resumable import differences
 
 
 @pytest.fixture
@@ -19,7 +21,14 @@ def run(tmp_path: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
 
     model = composer_resnet("resnet18", num_classes=3, zero_init_residual=False)
     algorithm = StochasticDepth(drop_rate=0.5, drop_warmup="1.0dur")
-    Trainer(model, images(8, 4, size=16), max_duration="2ba", algorithms=algorithm, progress_bar=False).fit()
+    Trainer(
+        model,
+        images(8, 4, size=16),
+        max_duration="2ba",
+        algorithms=algorithm,
+        progress_bar=False,
+        save_folder=tmp_path / "checkpoints",
+    ).fit()
     save_weights(tmp_path / "weights.pt", "resnet18", model.module, algorithm, image_size=16)
     x = torch.randn(2, 3, 16, 16)
     return tmp_path, x, model.eval()((x, None)).detach()
@@ -32,6 +41,15 @@ def test_the_exported_network_evaluates_as_the_trained_one(run: tuple[Path, torc
     plain.load_state_dict(load_file(folder / "network.safetensors"))
     assert torch.allclose(plain(x), expected, atol=1e-5)
     assert load_folded(folder / "weights.pt")[1] == 16
+
+
+def test_the_exported_weights_are_those_of_load_weights(run: tuple[Path, torch.Tensor, torch.Tensor]) -> None:
+    folder, _, _ = run
+    main(["export", str(folder)])
+    loaded = load_weights(folder / "checkpoints")
+    exported = load_file(folder / "network.safetensors")
+    loaded = {name.removeprefix("module."): value for name, value in loaded.items()}
+    assert differences(dict(sorted(loaded.items())), dict(sorted(exported.items()))) == []
 
 
 def test_the_output_can_be_named(run: tuple[Path, torch.Tensor, torch.Tensor]) -> None:

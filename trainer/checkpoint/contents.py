@@ -21,9 +21,11 @@ from ..reproducibility import generator_states, generators_kept, set_generator_s
 from ..settings import check_same_training
 from ..torch_internals import mark_stepped
 from ..weights import check_weights
+from .factors import describe_factors, factors_of, may_have_factors
 from .file import VERSION
 from .fitting import check_fits
 from .shards import fit_to, matched
+from .weights import for_plain_model, trained_weights
 
 _MAX_COMPARED = 4096  # elements of a tensor
 
@@ -55,6 +57,7 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
         "progress": state.state_dict(),
         "model": dict(state.model.state_dict()),
         "buffers": _other_buffers(state.model),
+        "evaluation_factors": describe_factors(state),
         "optimizers": _states(state.optimizers),
         "schedulers": _states(state.schedulers),
         "scaler": state.scaler.state_dict(),
@@ -83,6 +86,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         check_same_training(contents["settings"], state.settings, _may_change(state))
         _check_place_in_epoch(contents["progress"], state)
         contents = fit_to(contents, state, folder)
+        factors_of(contents)
         _check_same_forms(contents["model"], state.model.state_dict())
         with generators_kept():
             restore_generators(contents, torch.device("cpu"))
@@ -132,11 +136,18 @@ def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> 
     """Load the weights of a checkpoint into the model of a run, and nothing else.
 
     Raises:
-        ValueError: If names, shapes or dtypes differ. The model is then unchanged.
+        ValueError: If names, shapes or dtypes differ, or the weights were trained with factors in evaluation that the
+            model does not have. The model is then unchanged.
     """
     try:
+        if factors_of(contents) and not may_have_factors(state):
+            raise ValueError(
+                "the weights must be loaded into a model with the stochastic depth that they were trained with, whose "
+                "evaluation multiplies its residual branches, or be folded: "
+                "model.load_state_dict(etude.trainer.load_weights(path))"
+            )
         others = dict.fromkeys(("optimizers", "algorithms", "callbacks"), ())
-        weights = {**others, "model": contents["model"], "shards": contents.get("shards")}
+        weights = {**others, "model": trained_weights(contents), "shards": contents.get("shards")}
         weights = fit_to(weights, state, folder)
         _check_same_forms(weights["model"], state.model.state_dict())
         state.model.load_state_dict(weights["model"])
@@ -147,22 +158,25 @@ def restore_weights(contents: Mapping[str, Any], state: State, folder: Path) -> 
 def restore_for_evaluation(contents: Mapping[str, Any], state: State, folder: Path) -> None:
     """Give a run without training data and optimizers what its evaluation depends on: weights, algorithms, progress.
 
+    A run without algorithms, of a plain model, gets the weights that evaluate there as those of the checkpoint did
+    with its algorithms: averaged and folded.
+
     Raises:
         ValueError: If algorithms, weights or progress do not fit the run. The model is then unchanged.
     """
     try:
-        name, saved_settings = "algorithms", contents["settings"]
-        compared = (name, "python")  # the code of functions is compared within one version of Python
-        check_same_training(
-            {key: saved_settings[key] for key in compared}, {key: state.settings[key] for key in compared}, ()
-        )
+        is_plain = not state.algorithms
+        if is_plain:
+            contents = {**for_plain_model(contents, folder), "algorithms": ()}
+        else:
+            _check_same_algorithms(contents["settings"], state.settings)
         contents = fit_to({**contents, "optimizers": (), "callbacks": ()}, state, folder)
         _check_same_forms(contents["model"], state.model.state_dict())
         buffers = _other_buffers(state.model)
         _check_same_forms(contents["buffers"], buffers)
-        for algorithm, saved in _pairs(contents[name], state.algorithms, name):
+        for algorithm, saved in _pairs(contents["algorithms"], state.algorithms, "algorithms"):
             algorithm.load_state_dict(saved)
-        for algorithm, saved in zip(state.algorithms, _of_this_rank(contents)[name], strict=True):
+        for algorithm, saved in zip(state.algorithms, _of_this_rank(contents)["algorithms"], strict=not is_plain):
             algorithm.load_rank_state_dict(saved)
         state.load_state_dict(contents["progress"])
         state.model.load_state_dict(contents["model"])
@@ -170,6 +184,11 @@ def restore_for_evaluation(contents: Mapping[str, Any], state: State, folder: Pa
             buffer.copy_(contents["buffers"][name])
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"the checkpoint does not hold what an evaluation needs: {error!r}") from error
+
+
+def _check_same_algorithms(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    compared = ("algorithms", "python")  # the code of functions is compared within one version of Python
+    check_same_training({key: saved[key] for key in compared}, {key: settings[key] for key in compared}, ())
 
 
 def restore_generators(contents: Mapping[str, Any], device: torch.device) -> None:

@@ -24,7 +24,7 @@ from .atomic import replacing
 from .bounds import check_expansion, check_hashing
 from .shards import check_shards
 
-VERSION = 2
+VERSION = 3
 
 _COMMENT_START = b"sha256:"
 _COMMENT_LENGTH = len(_COMMENT_START) + 64
@@ -54,7 +54,7 @@ def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
 
     Args:
         path: Missing folders are made, an existing file is replaced.
-        contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 2.
+        contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 3.
 
     Raises:
         TypeError: If `contents` holds something that could not be loaded safely.

@@ -1,16 +1,13 @@
-"""Finds the checkpoint that a run starts from, the same one on all ranks, or the weights in it."""
+"""Finds the checkpoint that a run starts from, the same one on all ranks."""
 
 import logging
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from .. import distributed
 from .file import read_checkpoint
 from .folder import newest_first, newest_good
-from .shards import whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -56,26 +53,12 @@ def find_checkpoint(
             if autoresume and save_folder is not None and (own := newest_good(save_folder)) is not None:
                 found = Found(*own, weights_only=False)
             elif load_path is not None:
-                found = Found(*_read(load_path), weights_only=load_weights_only)
+                found = Found(*read_start(load_path), weights_only=load_weights_only)
             if save_folder is not None and not autoresume:
                 _check_folder(save_folder, None if found is None or found.weights_only else found.path)
             if found is not None:
                 _log.info("starting from %s", found.path)
     return distributed.from_rank_zero(found)
-
-
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint as the ``state_dict`` of its model, unsharded and on the CPU.
-
-    Args:
-        path: A checkpoint, or a folder, of which the newest valid one is used.
-
-    Raises:
-        ValueError: If the file is damaged or not a checkpoint.
-        FileNotFoundError: If there is no checkpoint at `path`.
-    """
-    path, contents = _read(Path(path))
-    return whole_weights(contents, path.parent)
 
 
 def _check_folder(folder: Path, start: Path | None) -> None:
@@ -92,7 +75,13 @@ def _check_folder(folder: Path, start: Path | None) -> None:
         raise error
 
 
-def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+def read_start(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Read a checkpoint, or the newest valid one of a folder; its path and contents.
+
+    Raises:
+        ValueError: If the file is damaged or not a checkpoint.
+        FileNotFoundError: If there is none.
+    """
     if not path.is_dir():
         return path, read_checkpoint(path)
     found = newest_good(path)

@@ -123,11 +123,17 @@ def matched(saved: Sequence[Mapping[str, Any]], things: Sequence[Any]) -> list[t
     return [(states[name].pop(0), thing) for thing in things if states.get(name := type(thing).__name__)]
 
 
-def whole_weights(contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint as plain tensors, assembled by one process."""
+def whole_tensors(tensors: Mapping[str, Any], contents: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, such as its weights, unsharded: assembled by one process.
+
+    Args:
+        tensors: By name, with marks in the place of those that lie in shards.
+        contents: Of the checkpoint.
+        folder: The folder of the checkpoint.
+    """
     templates: dict[str, Tensor] = {}
     weights = {}
-    for name, value in contents["model"].items():
+    for name, value in tensors.items():
         if _is_mark(value):
             place = contents["shards"]["tensors"][value[1]]
             _check_place(value[1], place)

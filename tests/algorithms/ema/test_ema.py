@@ -192,7 +192,7 @@ def test_a_model_of_another_form_is_refused() -> None:
         cf.compute_ema(nn.Linear(2, 2), nn.Linear(2, 2), 0)
 
 
-@pytest.mark.parametrize("state", [{"parameters": 3, "is_active": False}, {"parameters": {}, "is_active": 1}])
+@pytest.mark.parametrize("state", [{"averages": 3, "is_active": False}, {"averages": {}, "is_active": 1}])
 def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="EMA must be"):
         EMA().load_state_dict(state)

@@ -118,7 +118,7 @@ class TestDamage:
     )
     def test_contents_that_are_no_checkpoint(self, path: Path, contents: Any, reason: str) -> None:
         path.write_bytes(sealed(torch_bytes(contents)))
-        assert error_of(path).reason == f'it must hold a dict with "version" 2, {reason}'
+        assert error_of(path).reason == f'it must hold a dict with "version" {VERSION}, {reason}'
 
     def test_compressed_records(self, path: Path) -> None:
         path.write_bytes(sealed(repacked(torch_bytes(OLD))))

@@ -274,10 +274,18 @@ class TestRefusalToWrite:
 
     @pytest.mark.parametrize(
         "contents",
-        [{}, {"version": 3}, {"version": True}, {"version": 2.0}, {"version": "1"}, [("version", VERSION)], None],
+        [
+            {},
+            {"version": VERSION + 1},
+            {"version": True},
+            {"version": float(VERSION)},
+            {"version": "1"},
+            [("version", VERSION)],
+            None,
+        ],
     )
     def test_contents_of_another_version_are_refused(self, path: Path, contents: Any) -> None:
-        with pytest.raises(ValueError, match=r'^contents must be a dict with "version" 2, got a|got version 3$'):
+        with pytest.raises(ValueError, match=r'^contents must be a dict with "version" \d, got a|got version \d$'):
             write_checkpoint(path, contents)
         assert not path.exists()
 

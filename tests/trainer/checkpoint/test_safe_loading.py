@@ -228,6 +228,8 @@ def is_harmless(place: Place) -> bool:
     """Free settings, which are only named; names of what may come and go; texts that only their owner reads."""
     if place[0] == "settings":
         return place[1] in FREE
+    if place[0] == "evaluation_factors":
+        return place[2] == "module"
     return place[0] in ("callbacks", "loggers", "schedulers") or place == ("callbacks", 0, "state", "best")
 
 
