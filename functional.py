@@ -4,9 +4,11 @@ from .algorithms.activation_checkpointing import (
     apply_activation_checkpointing,
     remove_activation_checkpointing,
 )
+from .algorithms.cutmix import cutmix_batch
 from .algorithms.ema import compute_ema
 from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
+from .algorithms.mixup import mixup_batch
 from .algorithms.stochastic_depth import (
     BlockType,
     Branch,
@@ -31,9 +33,11 @@ __all__ = [
     "compile_stochastic_blocks",
     "compute_ema",
     "copy_drop_rates",
+    "cutmix_batch",
     "expected_savings",
     "export_network",
     "fold_stochastic_depth",
+    "mixup_batch",
     "register_block_type",
     "register_residual_block",
     "remove_activation_checkpointing",

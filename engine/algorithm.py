@@ -75,6 +75,15 @@ class Algorithm(ABC):
         """
         return ()
 
+    def check_state(self, state: State) -> None:  # noqa: B027 - optional
+        """Check that the algorithm can work with the run: its other algorithms, its optimizers, its length.
+
+        Called for all algorithms before any of them acts at INIT, so that the model of a refused run is unchanged.
+
+        Raises:
+            ValueError: If it cannot. The message names this algorithm and what it does not work with.
+        """
+
     @abstractmethod
     def match(self, event: Event, state: State) -> bool:
         """Whether `apply` is to run at this event. It is called at every event, so keep it cheap."""

@@ -57,7 +57,7 @@ class Engine:
         for listener in self._listeners:
             check_hook_names(listener)
         self._hooks = {event: self._find_hooks(event) for event in Event}
-        self._preparations = {Event.INIT: self._check_first_init, Event.AFTER_DATALOADER: logger.begin_step}
+        self._preparations = {Event.INIT: self._check_init, Event.AFTER_DATALOADER: logger.begin_step}
 
     def register_pass(self, algorithm_pass: Pass) -> None:
         """Add a function that reorders, adds or removes algorithms before they run.
@@ -128,9 +128,11 @@ class Engine:
         if errors:
             raise ExceptionGroup("algorithms or callbacks failed to close", errors)
 
-    def _check_first_init(self) -> None:
+    def _check_init(self) -> None:
         if self._is_initialised:
             raise RuntimeError("INIT runs once, on the raw model; it has run already")
+        for algorithm in self.state.algorithms:
+            algorithm.check_state(self.state)
         self._is_initialised = True
 
     def _find_hooks(self, event: Event) -> list[Hook]:

@@ -211,6 +211,8 @@ def join_attached_algorithms(engine: Engine) -> None:
     attached = attached_algorithms(state.model)
     state.algorithms = (*attached, *state.algorithms)
     for algorithm in attached:
+        algorithm.check_state(state)
+    for algorithm in attached:
         if algorithm.match(Event.INIT, state):
             algorithm.apply(Event.INIT, state, engine.logger)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...engine import Algorithm, Event, Logger, State
+from ..exclusion import check_only_one
 from ..stochastic_depth import stochastic_blocks
 from ..stochastic_depth.discovery import find_blocks
 
@@ -88,6 +89,14 @@ class ActivationCheckpointing(Algorithm):
     def __post_init__(self) -> None:
         if self.checkpoint_fn is not None and not callable(self.checkpoint_fn):
             raise TypeError(f"checkpoint_fn must be a function of a module, got {self.checkpoint_fn!r}")
+
+    def check_state(self, state: State) -> None:
+        """Refuse a second one.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        check_only_one(self, state, "one checkpoint_fn can select all modules")
 
     def match(self, event: Event, state: State) -> bool:
         """At INIT."""

@@ -39,12 +39,6 @@ def draw_rows(
     return balanced_rows(rates, num_rows, own, shared)
 
 
-def generator(seed: int, step: int, rank: int, stream: int) -> np.random.Generator:
-    """A generator that depends only on these four numbers; no global generator is read or advanced."""
-    # Philox is counter-based: the key names the step, the upper half of the counter rank and stream.
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, step], counter=[0, 0, rank, stream]))
-
-
 def independent_blocks(rates: np.ndarray, own: np.random.Generator) -> np.ndarray:
     """Decide independently for each block (Huang et al. 2016)."""
     return own.random(len(rates)) < rates

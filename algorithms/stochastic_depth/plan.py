@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .draws import Draws, draw_blocks, draw_rows, generator
+from ...engine.generator import step_generator
+from .draws import Draws, draw_blocks, draw_rows
 from .torch_internals import is_in_backward
 
 StochasticMethod = Literal["block", "sample"]
@@ -81,8 +82,8 @@ class DropPlan:
         """
         rank = 0 if self.same_on_all_ranks else rank
         rates = np.asarray(self.rates)
-        own = generator(self.seed, step, rank, stream=0)
-        shared = generator(self.seed, step, 0, stream=1) if self.draws == "balanced" else own
+        own = step_generator(self.seed, step, rank, stream=0)
+        shared = step_generator(self.seed, step, stream=1) if self.draws == "balanced" else own
         if self.method == "block":
             self.dropped_blocks = draw_blocks(rates, self.groups, self.draws, own, shared).tolist()
         else:

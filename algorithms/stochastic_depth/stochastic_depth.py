@@ -123,6 +123,20 @@ class StochasticDepth(Algorithm):
         attach(model, self)
         return plan
 
+    def check_state(self, state: State) -> None:
+        """Refuse a second StochasticDepth, and schedules that do not fit the training.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:
+            raise ValueError(
+                "a run must have at most one StochasticDepth, whether among its algorithms or by "
+                "cf.apply_stochastic_depth: a block has one drop rate"
+            )
+        for schedule in self.schedules:
+            schedule.check(state)
+
     def match(self, event: Event, state: State) -> bool:
         """Whether the algorithm acts at this event."""
         return event in _ACTIONS
@@ -175,13 +189,6 @@ class StochasticDepth(Algorithm):
         return array
 
     def _convert(self, state: State, logger: Logger) -> None:
-        if sum(isinstance(algorithm, StochasticDepth) for algorithm in state.algorithms) > 1:
-            raise ValueError(
-                "a run must have at most one StochasticDepth, whether among its algorithms or by "
-                "cf.apply_stochastic_depth: a block has one drop rate"
-            )
-        for schedule in self.schedules:
-            schedule.check(state)
         if not self._is_attached:
             self._plan = convert(state.model, self._settings, seed=state.seed)
         assert self._plan is not None, "attach() has made it"

@@ -22,7 +22,9 @@ from helpers.resumable import differences
 
 NAMES = list(BATTERY)
 OURS = [name for name in NAMES if BATTERY[name].kind.__module__.startswith("etude.")]
-PAIRS = [pair for pair in itertools.product(NAMES, NAMES) if pair[0] != pair[1] or not BATTERY[pair[0]].only_once]
+EXCLUDED = [(name, name) for name in NAMES if BATTERY[name].only_once]
+EXCLUDED += [pair for name in NAMES for other in BATTERY[name].excludes for pair in ((name, other), (other, name))]
+PAIRS = [pair for pair in itertools.product(NAMES, NAMES) if pair not in EXCLUDED]
 
 
 class Watch(Algorithm):
@@ -116,8 +118,21 @@ def test_pairs_train_and_resume_in_both_orders(names: tuple[str, str], tmp_path:
     check_resume(names, tmp_path)
 
 
-def test_algorithms_that_change_the_batch_restore_it_together() -> None:
-    check_training(["LabelSmoothing", "ChangeBatch", "LabelSmoothing"])
+@pytest.mark.parametrize("names", EXCLUDED, ids="-".join)
+def test_algorithms_that_exclude_each_other_are_refused_by_name_before_the_model_is_changed(
+    names: tuple[str, str],
+) -> None:
+    model = make_model()
+    classes, keys = [type(module) for module in model.modules()], list(model.state_dict())
+    with pytest.raises(ValueError, match=rf"a run must have at most one .*({'|'.join(names)})"):
+        make_trainer(make("StochasticDepth" if "StochasticDepth" not in names else "EMA", *names), model)
+    assert [type(module) for module in model.modules()] == classes
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("mixing", ["MixUp", "CutMix", "ChangeBatch"])
+def test_algorithms_that_change_the_batch_restore_it_together(mixing: str) -> None:
+    check_training(["LabelSmoothing", mixing, "LabelSmoothing", "ChangeBatch"], device_train_microbatch_size=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,11 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 import etude.functional as cf
 from etude import Algorithm, Trainer
-from etude.algorithms import EMA, ActivationCheckpointing, GradientClipping, LabelSmoothing, StartLate, StochasticDepth
+from etude.algorithms import (
+    EMA,
+    ActivationCheckpointing,
+    CutMix,
+    GradientClipping,
+    LabelSmoothing,
+    MixUp,
+    StartLate,
+    StochasticDepth,
+)
+from etude.engine.generator import step_generator
 from helpers.networks import images, tiny_resnet
 from helpers.parallel_training import freeze_batchnorm
 from helpers.probes import AverageWeights, ChangeBatch, ChangeLoss, CountRows, ReplaceParameters
@@ -39,6 +50,7 @@ class Entry:
         equal_on_ranks: Whether two ranks give the same weights as one on the joined batches.
         only_once: Whether a second one in the same run is refused.
         shards: Whether it works with ``parallelism="fsdp"``.
+        excludes: Other algorithms with which it is refused in one run.
     """
 
     make: Callable[..., Algorithm]
@@ -47,6 +59,7 @@ class Entry:
     equal_on_ranks: bool = True
     only_once: bool = False
     shards: bool = True
+    excludes: tuple[str, ...] = ()
     kind: type[Algorithm] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +110,24 @@ def is_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential)
 
 
+def mix_by_hand(
+    draw: Callable[..., tuple[Tensor, Tensor, float]], model: Any, optimizer: Optimizer, batches: Iterable[Batch]
+) -> None:
+    """A loop with mixed targets; `draw` gives inputs, targets of the partners and their weight."""
+    for step, (inputs, targets) in enumerate(batches):
+        mixed, partners, weight = draw(inputs, targets, generator=step_generator(0, step, stream=2))
+        one_hot, one_hot_partners = (F.one_hot(each, 3).float() for each in (targets, partners))
+        optimizer.zero_grad()
+        outputs = model((mixed, targets))
+        model.loss(outputs, (mixed, (1 - weight) * one_hot + weight * one_hot_partners)).backward()
+        optimizer.step()
+
+
+def draw_cutmix(inputs: Tensor, targets: Tensor, **settings: Any) -> tuple[Tensor, Tensor, float]:
+    mixed, partners, area, _ = cf.cutmix_batch(inputs, targets, **settings)
+    return mixed, partners, 1 - area
+
+
 def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
     train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
 
@@ -125,13 +156,19 @@ EMA_CHANGES = {
 CLIPPING = {"clipping_type": "value", "clipping_threshold": 0.01}
 CLIPPING_CHANGES = {"clipping_type": "norm", "clipping_threshold": 0.1}
 
+MIXING_CHANGES = {"alpha": 0.5, "interpolate_loss": True, "input_key": "x", "target_key": "y"}
+MIXUP = partial(mix_by_hand, cf.mixup_batch)
+CUTMIX = partial(mix_by_hand, draw_cutmix)
+
 BATTERY: dict[str, Entry] = {
     "ActivationCheckpointing": Entry(
         ActivationCheckpointing, {"checkpoint_fn": is_sequential}, checkpoint_by_hand, only_once=True
     ),
+    "CutMix": Entry(CutMix, {**MIXING_CHANGES, "uniform_sampling": True}, CUTMIX, equal_on_ranks=False, only_once=True),
     "EMA": Entry(partial(EMA, half_life="2ba"), EMA_CHANGES, average_by_hand),
     "GradientClipping": Entry(partial(GradientClipping, **CLIPPING), CLIPPING_CHANGES, clip_by_hand),
-    "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2}, smooth_by_hand),
+    "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2, "target_key": "y"}, smooth_by_hand),
+    "MixUp": Entry(MixUp, MIXING_CHANGES, MIXUP, equal_on_ranks=False, only_once=True, excludes=("CutMix",)),
     "StochasticDepth": Entry(partial(StochasticDepth, drop_rate=0.5), DEPTH_CHANGES, drop_by_hand, only_once=True),
     "AverageWeights": Entry(AverageWeights, {"decay": 0.5}),
     "ChangeBatch": Entry(ChangeBatch, {"scale": 0.25}),
@@ -144,7 +181,7 @@ BATTERY: dict[str, Entry] = {
 def make_model(frozen_batchnorm: bool = False) -> Any:
     """A small residual network; with frozen BatchNorm no row depends on the others of its batch."""
     torch.manual_seed(5)
-    model: nn.Module = tiny_resnet(num_blocks=3)
+    model: nn.Module = tiny_resnet(num_blocks=3, stride=2)
     return freeze_batchnorm(model) if frozen_batchnorm else model
 
 

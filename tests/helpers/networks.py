@@ -11,10 +11,10 @@ from torchvision.models.resnet import Bottleneck
 from etude.models import ComposerClassifier
 
 
-def tiny_resnet(num_blocks: int = 4, num_classes: int = 3) -> ComposerClassifier:
+def tiny_resnet(num_blocks: int = 4, num_classes: int = 3, stride: int = 1) -> ComposerClassifier:
     """A torchvision Bottleneck chain of few channels: one projection block, then identity shortcuts."""
-    downsample = nn.Sequential(nn.Conv2d(4, 16, 1, bias=False), nn.BatchNorm2d(16))
-    blocks = [Bottleneck(4, 4, downsample=downsample), *(Bottleneck(16, 4) for _ in range(num_blocks - 1))]
+    downsample = nn.Sequential(nn.Conv2d(4, 16, 1, stride, bias=False), nn.BatchNorm2d(16))
+    blocks = [Bottleneck(4, 4, stride, downsample=downsample), *(Bottleneck(16, 4) for _ in range(num_blocks - 1))]
     return ComposerClassifier(
         nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1),

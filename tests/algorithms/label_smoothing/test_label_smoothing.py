@@ -74,3 +74,54 @@ def test_smoothing_that_is_no_number_or_does_nothing_is_refused() -> None:
 def test_targets_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"target must be of shape \(4,\) or \(4, 3\) for these logits, got \(2,\)"):
         cf.smooth_labels(torch.randn(4, 3), torch.tensor([0, 1]))
+
+
+def test_targets_of_every_pixel_are_smoothed_as_by_torch() -> None:
+    logits, target = torch.randn(2, 5, 3, 4), torch.randint(0, 5, (2, 3, 4))
+    soft = cf.smooth_labels(logits, target, 0.2)
+    assert soft.shape == logits.shape
+    expected = F.cross_entropy(logits, target, label_smoothing=0.2)
+    torch.testing.assert_close(F.cross_entropy(logits, soft), expected, rtol=0, atol=1e-6)
+    again = cf.smooth_labels(logits, soft, 0.2)
+    torch.testing.assert_close(again, 0.8 * soft + 0.2 / 5)
+
+
+def test_soft_targets_have_the_precision_of_the_loss() -> None:
+    target = torch.tensor([0, 1])
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32,) * 2, (torch.float64,) * 2):
+        assert cf.smooth_labels(torch.randn(2, 3, dtype=dtype), target).dtype is expected
+
+
+@pytest.mark.parametrize("index", [-100, 255])
+def test_an_ignored_class_is_refused(index: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"class indices in \[0, 3\), as probabilities have no ignore_index, got {index}"
+    ):
+        cf.smooth_labels(torch.randn(2, 3), torch.tensor([0, index]))
+
+
+def test_batches_of_other_forms_have_a_target_key() -> None:
+    class Model(LinearModel):
+        def forward(self, batch):  # type: ignore[no-untyped-def, override]
+            return self.linear(batch["x"])
+
+        def loss(self, outputs, batch):  # type: ignore[no-untyped-def, override]
+            return F.cross_entropy(outputs, batch["y"])
+
+    seen = At(Event.BEFORE_BACKWARD, lambda state: (state.loss.detach(), state.outputs.detach(), state.batch["y"]))
+    data = [{"x": torch.randn(4, 8), "y": torch.tensor([0, 1, 2, 0])}]
+    arguments = {"max_duration": "1ba", "callbacks": seen, "device": "cpu", "progress_bar": False}
+    Trainer(Model(), data, algorithms=LabelSmoothing(0.3, target_key="y"), **arguments).fit()
+    loss, outputs, targets = seen.answers[0]
+    torch.testing.assert_close(loss, F.cross_entropy(outputs, targets, label_smoothing=0.3))
+
+
+def test_a_batch_without_targets_is_refused() -> None:
+    class Model(LinearModel):
+        def loss(self, outputs, batch):  # type: ignore[no-untyped-def, override]
+            return outputs.sum()
+
+    arguments = {"max_duration": "1ba", "device": "cpu", "progress_bar": False}
+    trainer = Trainer(Model(), [[torch.randn(4, 8)]], algorithms=LabelSmoothing(), **arguments)
+    with pytest.raises(ValueError, match="LabelSmoothing needs batches with a tensor at target_key=1"):
+        trainer.fit()
