@@ -34,6 +34,11 @@ def remove_forward_hooks(module: nn.Module, *classes: type) -> None:
             module._forward_hooks_always_called.pop(number, None)
 
 
+def swin_v2_cr_attention(block: Any, x: Tensor) -> Tensor:
+    """The windowed attention of timm's Swin V2 Cr blocks, of ``(N, H, W, C)``."""
+    return block._shifted_window_attn(x)
+
+
 def swin_attention(block: Any, x: Tensor) -> Tensor:
     """The windowed attention of timm's Swin blocks, of ``(N, H, W, C)``."""
     return block._attn(x)

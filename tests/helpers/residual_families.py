@@ -91,7 +91,17 @@ TIMM_SWIN: dict[str, Any] = {
     "window_size": 4,
     "drop_path_rate": 0.2,
 }
+SWIN_V2_CR = {name: value for name, value in TIMM_SWIN.items() if name != "window_size"} | {"window_size": (4, 4)}
+SAM: dict[str, Any] = {**TIMM_VIT, "neck_chans": 8, "patch_size": 4, "window_size": 3, "global_attn_indexes": (1,)}
+DAVIT: dict[str, Any] = {
+    "depths": (1, 1),
+    "embed_dims": (8, 16),
+    "num_heads": (2, 2),
+    "window_size": 3,
+    "drop_path_rate": 0.2,
+}
 SMALL = {"drop_path_rate": 0.2}
+CHANNELS: dict[str, Any] = {"layers": (2, 1, 1, 1), "channels": (16, 16, 16, 16)}
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "RegNet": lambda: RegNet(BlockParams([2, 1], [8, 16], [4, 4], [1.0, 1.0], [2, 2], 0.25), num_classes=3),
@@ -111,6 +121,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm BEiT": _timm("beit_base_patch16_224", **TIMM_VIT),
     "timm Swin": _timm("swin_tiny_patch4_window7_224", **TIMM_SWIN),
     "timm Swin V2": _timm("swinv2_tiny_window8_256", **TIMM_SWIN),
+    "timm Swin V2 Cr": _timm("swinv2_cr_tiny_224", extra_norm_period=2, **SWIN_V2_CR),
+    "timm SAM": _timm("samvit_base_patch16", **SAM),
+    "timm DaViT": _timm("davit_tiny", **DAVIT),
     "timm PoolFormer": _metaformer(layer_scale_init_values=0.5, res_scale_init_values=None),
     "timm MetaFormer": _metaformer(separable=True, layer_scale_init_values=None, res_scale_init_values=0.5),
     "timm ConvNeXt": _convnext(ls_init_value=0.5),
@@ -122,10 +135,20 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         "resnetv2_50", layers=(2, 1, 1, 1), channels=(16, 16, 16, 16), preact=False, drop_path_rate=0.2
     ),
     "timm NormFree": _norm_free,
+    "timm ResNeSt": _timm("resnest14d", stem_width=4, **CHANNELS),
+    "timm SKNet": _timm("skresnet18", **{**SMALL, **CHANNELS}),
+    "timm SKNet Bottleneck": _timm("skresnet50", **{**SMALL, **CHANNELS}),
+    "timm SENet": _timm("legacy_senet154", layers=(2, 1, 1, 1)),
+    "timm SE-ResNet": _timm("legacy_seresnet50", layers=(2, 1, 1, 1)),
+    "timm SE-ResNeXt": _timm("legacy_seresnext50_32x4d", layers=(2, 1, 1, 1)),
+    "timm SE-ResNet basic": _timm("legacy_seresnet18", layers=(2, 1, 1, 1)),
     "timm EfficientNet": _timm("tf_efficientnetv2_b0", **SMALL),
     "timm MobileNet V4": _timm("mobilenetv4_conv_small_035", **SMALL),
     "timm MobileNet V3": _timm("mobilenetv3_small_050", **SMALL),
 }
+
+
+CANNOT_FOLD = [name for name in FAMILIES if name.startswith("timm SE")]  # a squeeze-and-excitation ends the branch
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:

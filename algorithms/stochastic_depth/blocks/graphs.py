@@ -70,13 +70,15 @@ class Flow:
 
     def is_added(self, node: fx.Node) -> bool:
         """Whether something computed from this value is an operand of an addition."""
+        return any(later.target in _ADDITIONS for later in self.computed_from(node))
+
+    def computed_from(self, node: fx.Node) -> set[fx.Node]:
+        """All later values that `node` is used for."""
         reached = {node}
         for later in self._order:
             if not reached.isdisjoint(later.all_input_nodes):
-                if later.target in _ADDITIONS:
-                    return True
                 reached.add(later)
-        return False
+        return reached - {node}
 
     def between(self, source: fx.Node, target: fx.Node) -> set[fx.Node]:
         """All nodes that compute `target` from `source`, which is not among them, with parameters that they use."""

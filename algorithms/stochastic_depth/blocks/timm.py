@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .branch import BlockType, Branch
-from .torchvision import all_but_projection, has_projection, projection
+from .branch import BlockType, Branch, get_attribute
+from .torchvision import all_but_projection, ends_in_relu, has_projection, projection, relu
 
 # ResNet
 
@@ -34,9 +34,51 @@ def _resnet(name: str, residual: Any, last_layer: str, activation: str) -> Block
         lambda block, y: getattr(block, activation)(y),
         projects=has_projection,
         ends_in_relu=lambda block: type(getattr(block, activation)) is nn.ReLU,
-        last_layer=lambda block: getattr(block, last_layer) if block.se is None else None,
+        last_layer=lambda block: get_attribute(block, last_layer) if block.se is None else None,
         drop_path="drop_path",
         layers=all_but_projection,
+    )
+    return BlockType(name, [branch])
+
+
+# ResNeSt, whose own drop path is in front of the projection and stays; SKNet, SENet
+
+
+def _resnest_residual(block: Any, x: Tensor) -> Tensor:
+    x = block.act1(block.bn1(block.conv1(x)))
+    x = x if block.avd_first is None else block.avd_first(x)
+    x = block.act2(block.drop_block(block.bn2(block.conv2(x))))
+    x = x if block.avd_last is None else block.avd_last(x)
+    return block.bn3(block.conv3(x))
+
+
+def _resnest_projection(block: Any, x: Tensor) -> Tensor:
+    if block.downsample is None:
+        return x
+    return block.downsample(x if block.drop_path is None else block.drop_path(x))
+
+
+def _sknet_residual(block: Any, x: Tensor) -> Tensor:
+    return _end_of_resnet(block, block.conv3(block.conv2(block.conv1(x))))
+
+
+def _sknet_basic_residual(block: Any, x: Tensor) -> Tensor:
+    return _end_of_resnet(block, block.conv2(block.conv1(x)))
+
+
+def _senet_residual(block: Any, x: Tensor) -> Tensor:
+    x = block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))))
+    return block.se_module(block.bn3(block.conv3(x)))
+
+
+def _senet_basic_residual(block: Any, x: Tensor) -> Tensor:
+    x = block.relu(block.bn1(block.conv1(x)))
+    return block.se_module(block.relu(block.bn2(block.conv2(x))))
+
+
+def _senet(name: str, residual: Any) -> BlockType:
+    branch = Branch(
+        residual, projection, relu, projects=has_projection, ends_in_relu=ends_in_relu, layers=all_but_projection
     )
     return BlockType(name, [branch])
 
@@ -156,6 +198,26 @@ def _is_skipped(block: Any) -> bool:
 BLOCK_TYPES = {
     "timm.models.resnet.BasicBlock": _resnet("TimmBasicBlock", _basic_residual, "bn2", "act2"),
     "timm.models.resnet.Bottleneck": _resnet("TimmBottleneck", _bottleneck_residual, "bn3", "act3"),
+    "timm.models.resnest.ResNestBottleneck": BlockType(
+        "TimmResNestBottleneck",
+        [
+            Branch(
+                _resnest_residual,
+                _resnest_projection,
+                lambda block, y: block.act3(y),
+                projects=has_projection,
+                ends_in_relu=lambda block: type(block.act3) is nn.ReLU,
+                last_layer="bn3",
+                layers=all_but_projection,
+            )
+        ],
+    ),
+    "timm.models.sknet.SelectiveKernelBottleneck": _resnet("TimmSKBottleneck", _sknet_residual, "conv3.bn", "act"),
+    "timm.models.sknet.SelectiveKernelBasic": _resnet("TimmSKBasic", _sknet_basic_residual, "conv2.bn", "act"),
+    "timm.models.senet.SEBottleneck": _senet("TimmSEBottleneck", _senet_residual),
+    "timm.models.senet.SEResNetBottleneck": _senet("TimmSEResNetBottleneck", _senet_residual),
+    "timm.models.senet.SEResNeXtBottleneck": _senet("TimmSEResNeXtBottleneck", _senet_residual),
+    "timm.models.senet.SEResNetBlock": _senet("TimmSEResNetBlock", _senet_basic_residual),
     "timm.models.resnetv2.PreActBottleneck": BlockType("TimmPreActBottleneck", _preact(_preact_residual, "conv3")),
     "timm.models.resnetv2.PreActBasic": BlockType("TimmPreActBasic", _preact(_preact_basic_residual, "conv2")),
     "timm.models.resnetv2.Bottleneck": BlockType(

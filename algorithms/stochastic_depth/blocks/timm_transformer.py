@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..torch_internals import swin_attention
+from ..torch_internals import swin_attention, swin_v2_cr_attention
 from .branch import BlockType, Branch, get_attribute
 
 # ViT
@@ -57,6 +58,63 @@ def _swin_mlp(block: Any, x: Tensor) -> Tensor:
 def _swin_v2_mlp(block: Any, x: Tensor) -> Tensor:
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     return block.drop_path2(block.norm2(block.mlp(tokens))).reshape(x.shape)
+
+
+# SAM, whose windows are rows of their own in between
+
+
+def _sam_attention(block: Any, x: Tensor) -> Tensor:
+    from timm.models.vision_transformer_sam import window_partition, window_unpartition
+
+    size, window = x.shape[1:3], block.window_size
+    x = block.norm1(x)
+    if window == 0:
+        return block.drop_path1(block.ls1(block.attn(x)))
+    x, padded_size = window_partition(x, window)
+    return window_unpartition(block.drop_path1(block.ls1(block.attn(x))), window, size, padded_size)
+
+
+def _sam_mlp(block: Any, x: Tensor) -> Tensor:
+    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+    return block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))).reshape(x.shape)
+
+
+# DaViT: images (N, C, H, W), tokens in the branches
+
+
+def _davit_spatial_attention(block: Any, x: Tensor) -> Tensor:
+    from timm.models.davit import window_partition, window_reverse
+
+    _, channels, height, width = x.shape
+    window_height, window_width = block.window_size
+    tokens = block.norm1(x.flatten(2).transpose(1, 2)).unflatten(1, (height, width))
+    tokens = functional.pad(tokens, (0, 0, 0, -width % window_width, 0, -height % window_height))
+    windows = window_partition(tokens, block.window_size)
+    attended = block.attn(windows.view(-1, window_height * window_width, channels))
+    attended = attended.view(-1, window_height, window_width, channels)
+    tokens = window_reverse(attended, block.window_size, tokens.shape[1], tokens.shape[2])
+    return block.drop_path1(tokens[:, :height, :width].permute(0, 3, 1, 2))
+
+
+def _davit_channel_attention(block: Any, x: Tensor) -> Tensor:
+    tokens = block.attn(block.norm1(x.flatten(2).transpose(1, 2)))
+    return block.drop_path1(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+def _davit_mlp(block: Any, x: Tensor) -> Tensor:
+    tokens = block.mlp(block.norm2(x.flatten(2).transpose(1, 2)))
+    return block.drop_path2(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+def _davit(name: str, attention: Any) -> BlockType:
+    return BlockType(
+        name,
+        [
+            Branch(attention, before=lambda block, x: block.cpe1(x), last_layer="attn.proj", drop_path="drop_path1"),
+            Branch(_davit_mlp, before=lambda block, x: block.cpe2(x), last_layer="mlp.fc2", drop_path="drop_path2"),
+        ],
+        is_residual=lambda block: block.mlp is not None,
+    )
 
 
 # MetaFormer
@@ -125,6 +183,27 @@ BLOCK_TYPES = {
         _swin_v2_mlp,
         ("norm1", "norm2"),
     ),
+    "timm.models.swin_transformer_v2_cr.SwinTransformerV2CrBlock": BlockType(
+        "TimmSwinV2CrBlock",
+        [
+            Branch(
+                lambda block, x: block.drop_path1(block.norm1(swin_v2_cr_attention(block, x))),
+                last_layer="norm1",
+                drop_path="drop_path1",
+            ),
+            Branch(
+                _swin_v2_mlp,
+                after_sum=lambda block, y: block.norm3(y),
+                last_layer="norm2",
+                drop_path="drop_path2",
+            ),
+        ],
+    ),
+    "timm.models.vision_transformer_sam.Block": _attention_and_mlp(
+        "TimmSamBlock", _sam_attention, _sam_mlp, (_first_of("ls1", "attn.proj"), _first_of("ls2", "mlp.fc2"))
+    ),
+    "timm.models.davit.SpatialBlock": _davit("TimmDaViTSpatialBlock", _davit_spatial_attention),
+    "timm.models.davit.ChannelBlock": _davit("TimmDaViTChannelBlock", _davit_channel_attention),
     "timm.models.metaformer.MetaFormerBlock": BlockType(
         "TimmMetaFormerBlock",
         [

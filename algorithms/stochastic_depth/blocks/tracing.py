@@ -141,7 +141,7 @@ def _step(flow: Flow, total: fx.Node, block: nn.Module, marks: Sequence[str]) ->
         residual = 0 if found[0] else 1
         if len({str(node.target) for node in found[residual]}) > 1:
             raise SplitError("it has several drop paths in one branch")
-        if not any(flow.dominates(node, sides[residual], source) for node in found[residual]):
+        if not any(_ends(flow, node, sides[residual], source, block) for node in found[residual]):
             raise SplitError(f"its drop path {found[residual][0].target} is not at the end of the branch")
     elif source in sides:
         residual = 1 - sides.index(source)
@@ -151,6 +151,14 @@ def _step(flow: Flow, total: fx.Node, block: nn.Module, marks: Sequence[str]) ->
         raise SplitError("shortcut and residual branch have layers in common")
     mark = str(found[residual][0].target) if found[residual] else None
     return _Step(source, sides[1 - residual], sides[residual], total, mark)
+
+
+def _ends(flow: Flow, mark: fx.Node, side: fx.Node, source: fx.Node, block: nn.Module) -> bool:
+    """Whether a branch passes through the drop path, and after it through no layer but scales."""
+    later = flow.between(mark, side) & flow.computed_from(mark)
+    modules = [get_attribute(block, str(node.target)) for node in later if node.op == "call_module"]
+    names = [type(module).__name__ for module in modules if not is_drop_path(module)]
+    return all(name in _PASSING or "Scale" in name for name in names) and flow.dominates(mark, side, source)
 
 
 def _branches(flow: Flow, steps: Sequence[_Step], block: nn.Module) -> list[Branch]:
