@@ -137,8 +137,13 @@ def _families(members: Sequence[Result]) -> Iterator[str]:
     for one in members:
         families[one.family].append(one)
     complete = [family for family, ones in families.items() if all(one.status == "complete" for one in ones)]
+    not_built = [family for family, ones in families.items() if all(one.status == "not built" for one in ones)]
     yield "Complete: " + ", ".join(f"{family} {len(families[family])}" for family in complete) + "."
-    rest = [family for family in families if family not in complete]
+    if not_built:
+        reasons = sorted({reason for family in not_built for one in families[family] for reason in one.reasons})
+        named = ", ".join(f"{family} {len(families[family])}" for family in not_built)
+        yield from ("", f"Not built ({'; '.join(reasons)}): {named}.")
+    rest = [family for family in families if family not in (*complete, *not_built)]
     if rest:
         yield from ("", "| family | complete | what is left | why | models |", "|---|---|---|---|---|")
     for family in rest:

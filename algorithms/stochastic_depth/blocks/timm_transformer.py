@@ -66,7 +66,7 @@ def _swin_v2_mlp(block: Any, x: Tensor) -> Tensor:
 def _sam_attention(block: Any, x: Tensor) -> Tensor:
     from timm.models.vision_transformer_sam import window_partition, window_unpartition
 
-    size, window = x.shape[1:3], block.window_size
+    size, window = (x.shape[1], x.shape[2]), block.window_size
     x = block.norm1(x)
     if window == 0:
         return block.drop_path1(block.ls1(block.attn(x)))
