@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from ..engine import State, Time, Timestamp, TimeUnit, as_time
+from ..engine.checks import check_number
 from .metric_stopper import Comparison, MetricStopper
 
 
@@ -37,9 +38,7 @@ class EarlyStopper(MetricStopper):
         patience: int | str | Time = 1,
     ) -> None:
         super().__init__(monitor, dataloader_label, comp)
-        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
-            raise ValueError(f"min_delta must be a finite number of at least 0, got {min_delta!r}")
-        self.min_delta = min_delta
+        self.min_delta = check_number("min_delta", min_delta, ge=0)
         self.patience = as_time(patience, "patience", TimeUnit.EPOCH)
         if self.patience.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or self.patience < 0:
             raise ValueError(f'patience must be at least 0 and in "ep" or "ba", got "{self.patience}"')

@@ -8,7 +8,7 @@ from operator import add
 from typing import Any, Literal, get_args
 
 from ..engine import Callback, Logger, State
-from ..engine.checks import check_number
+from ..engine.checks import check_int, check_number
 from .step_clock import StepClock
 
 _log = logging.getLogger(__name__)
@@ -50,11 +50,9 @@ class SpeedMonitor(Callback):
     """
 
     def __init__(self, window_size: int = 100, time_unit: TimeName = "hours", max_data_share: float = 0.2) -> None:
-        if isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1:
-            raise ValueError(f"window_size must be an int of at least 1, got {window_size!r}")
         if time_unit not in get_args(TimeName):
             raise ValueError(f"time_unit must be one of {', '.join(get_args(TimeName))}, got {time_unit!r}")
-        self.window_size = window_size
+        self.window_size = check_int("window_size", window_size, ge=1)
         self.time_unit = time_unit
         self.max_data_share = check_number("max_data_share", max_data_share, ge=0, le=1)
         self._train_seconds = 0.0

@@ -1,8 +1,7 @@
 """Ends the training when a metric reaches a threshold."""
 
-import math
-
 from ..engine import State
+from ..engine.checks import check_number
 from .metric_stopper import Comparison, MetricStopper
 
 
@@ -30,9 +29,7 @@ class ThresholdStopper(MetricStopper):
         self, monitor: str, dataloader_label: str, threshold: float, *, comp: str | Comparison | None = None
     ) -> None:
         super().__init__(monitor, dataloader_label, comp)
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold):
-            raise ValueError(f"threshold must be a finite number, got {threshold!r}")
-        self.threshold = threshold
+        self.threshold = check_number("threshold", threshold)
 
     def should_stop(self, value: float, state: State) -> bool:
         """Whether the metric is better than the threshold."""

@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..engine.checks import check_int
+
 
 @dataclass(frozen=True)
 class ImageDataloaders:
@@ -56,10 +58,10 @@ class LoaderSettings:
     persistent_workers: bool | None = None
 
     def __post_init__(self) -> None:
-        check_int("batch_size", self.batch_size, 1)
-        check_int("num_workers", self.num_workers, 0)
+        check_int("batch_size", self.batch_size, ge=1)
+        check_int("num_workers", self.num_workers, ge=0)
         if self.persistent_workers and self.num_workers == 0:
-            raise ValueError("persistent_workers=True must come with num_workers of at least 1, got 0")
+            raise ValueError("persistent_workers=True must come with num_workers >= 1, got 0")
 
     def dataloaders(self, train: Dataset[Any], evaluation: Dataset[Any]) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """A shuffled dataloader without an incomplete last batch, and one in order.
@@ -76,10 +78,3 @@ class LoaderSettings:
             DataLoader(train, self.batch_size, shuffle=True, drop_last=drop_last, **options),
             DataLoader(evaluation, self.batch_size, **options),
         )
-
-
-def check_int(name: str, value: int, least: int) -> int:
-    """Validate an int of at least `least`."""
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-    return value

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from .image_dataloaders import ImageDataloaders, LoaderSettings, check_int
+from ..engine.checks import check_int, check_number
+from .image_dataloaders import ImageDataloaders, LoaderSettings
 from .image_files import ImageFiles, OnCorrupt, Sample, check_on_corrupt, for_statistics, readable
 from .normalization import Normalization, check_normalization, resolve
 from .transforms import Augmentation, check_image_size, check_resize_size, eval_transform, train_transform
@@ -173,10 +174,9 @@ def _skip_corrupt(found: _Found, num_threads: int) -> tuple[_Found, int]:
 
 
 def _check_split(eval_fraction: float | None, seed: int) -> None:
-    if eval_fraction is not None and not (isinstance(eval_fraction, float) and 0 < eval_fraction < 1):
-        raise ValueError(f"eval_fraction must be a number in (0, 1), got {eval_fraction!r}")
-    if check_int("seed", seed, 0) >= 2**32:
-        raise ValueError(f"seed must be an int in [0, 2**32), got {seed!r}")
+    if eval_fraction is not None:
+        check_number("eval_fraction", eval_fraction, gt=0, lt=1)
+    check_int("seed", seed, ge=0, lt=2**32)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .image_dataloaders import ImageDataloaders, LoaderSettings, check_int
+from ..engine.checks import check_int
+from .image_dataloaders import ImageDataloaders, LoaderSettings
 from .transforms import check_image_size
 
 _NUM_DIFFERENT = 64
@@ -45,8 +46,8 @@ def synthetic_dataloaders(
     )
     check_image_size(image_size)
     for name, value, least in (("num_classes", num_classes, 2), ("num_train", num_train, 1), ("num_eval", num_eval, 1)):
-        check_int(name, value, least)
-    generator = torch.Generator().manual_seed(check_int("seed", seed, 0))
+        check_int(name, value, ge=least)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, ge=0))
     images = torch.randn(_NUM_DIFFERENT, 3, image_size, image_size, generator=generator)
     targets = [torch.randint(num_classes, (count,), generator=generator) for count in (num_train, num_eval)]
     parts = loaders.dataloaders(*(_RepeatedImages(images, part) for part in targets))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torchvision.transforms import v2
 
-from .image_dataloaders import check_int
+from ..engine.checks import check_int
 from .normalization import Statistics
 
 Augmentation = Literal["none", "crop_flip", "reference"]
@@ -79,17 +79,15 @@ def eval_transform(
 
 
 def check_image_size(image_size: int) -> int:
-    """Validate `image_size`: an int of at least 8."""
-    return check_int("image_size", image_size, 8)
+    """Validate `image_size`: an int >= 8."""
+    return check_int("image_size", image_size, ge=8)
 
 
 def check_resize_size(resize_size: int | None, image_size: int) -> int:
-    """Validate `resize_size`: an int of at least `image_size`; None is 8/7 of it."""
+    """Validate `resize_size`: an int >= `image_size`; None is 8/7 of it."""
     if resize_size is None:
         return round(image_size * 8 / 7)
-    if type(resize_size) is not int or resize_size < image_size:
-        raise ValueError(f"resize_size must be an int of at least image_size={image_size}, got {resize_size!r}")
-    return resize_size
+    return check_int("resize_size", resize_size, ge=image_size)
 
 
 def _resized(resize_size: int, image_size: int) -> list[Callable[..., object]]:

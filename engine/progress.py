@@ -49,6 +49,7 @@ class Progress:
         """Restore what `state_dict` returned.
 
         Raises:
+            TypeError: If a value has the wrong type.
             ValueError: If the values are inconsistent. Nothing is changed then.
         """
         timestamp = _checked_timestamp(state["timestamp"])

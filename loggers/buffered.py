@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..engine import Logger, LoggerDestination, State
+from ..engine.checks import check_int
 from ..engine.logger_destination import Metric
 
 Number = bool | int | float
@@ -30,9 +31,7 @@ class BufferedDestination(LoggerDestination):
     """
 
     def __init__(self, rows_per_write: int) -> None:
-        if isinstance(rows_per_write, bool) or not isinstance(rows_per_write, int) or rows_per_write < 1:
-            raise ValueError(f"rows_per_write must be an int of at least 1, got {rows_per_write!r}")
-        self.rows_per_write = rows_per_write
+        self.rows_per_write = check_int("rows_per_write", rows_per_write, ge=1)
         self._rows: dict[int, dict[str, Metric | None]] = {}
 
     @abstractmethod
@@ -94,7 +93,7 @@ def plain(row: Mapping[str, Metric | None]) -> Row:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is an int of at least 0."""
+    """Whether `value` is an int >= 0."""
     return type(value) is int and value >= 0
 
 

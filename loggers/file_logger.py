@@ -177,8 +177,8 @@ def _check_state(state: Any) -> None:
     if not isinstance(state, dict) or set(state) != names:
         raise ValueError(f"the state of a FileLogger must be a dict of {', '.join(sorted(names))}, got {state!r:.100}")
     rules = {
-        "last_step": (state["last_step"] is None or is_count(state["last_step"]), "None or an int of at least 0"),
-        "num_written": (is_count(state["num_written"]), "an int of at least 0"),
+        "last_step": (state["last_step"] is None or is_count(state["last_step"]), "None or an int >= 0"),
+        "num_written": (is_count(state["num_written"]), "an int >= 0"),
     }
     for name, (is_good, rule) in rules.items():
         if not is_good:

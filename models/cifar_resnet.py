@@ -13,7 +13,7 @@ def cifar_resnet(depth: int, num_classes: int = 10) -> ComposerClassifier:
     shortcuts (option A). The paper trains depths 20, 32, 44, 56, 110 and 1202.
 
     Args:
-        depth: Number of layers with weights, ``6n + 2`` with n of at least 1.
+        depth: Number of layers with weights, ``6n + 2`` with n >= 1.
         num_classes: Number of classes.
 
     Returns:
@@ -29,7 +29,7 @@ def blocks_per_stage(depth: int) -> int:
     """The n of a depth ``6n + 2``.
 
     Raises:
-        ValueError: If `depth` is not of this form with n of at least 1.
+        ValueError: If `depth` is not ``6n + 2`` with n >= 1.
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110, 1202), got {depth!r}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engine.checks import check_int
+
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
@@ -24,7 +26,8 @@ class ComposerClassifier(nn.Module):
             changed them, probabilities ``(N, num_classes)``.
 
     Raises:
-        ValueError: If `num_classes` is not an int of at least 2.
+        TypeError: If `num_classes` is not an int.
+        ValueError: If it is less than 2.
     """
 
     def __init__(
@@ -34,10 +37,8 @@ class ComposerClassifier(nn.Module):
         loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
         super().__init__()
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"num_classes must be an int of at least 2, got {num_classes!r}")
         self.module = module
-        self.num_classes = num_classes
+        self.num_classes = check_int("num_classes", num_classes, ge=2)
         self.loss_fn = loss_fn
 
     def forward(self, batch: Any) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.checks import check_int
 from .cifar_resnet import CIFARResNet, blocks_per_stage
 
 
@@ -31,8 +32,7 @@ def create_model(name: str, num_classes: int = 1000, *, weights: str | None = No
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, got {name!r}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be an int of at least 1, got {num_classes!r}")
+    check_int("num_classes", num_classes, ge=1)
     try:
         return _build(name, num_classes, weights, options)
     except NotImplementedError:

@@ -1,10 +1,11 @@
 """Parameter groups for an optimizer that exclude some parameters from weight decay."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+from ..engine.checks import check_number
 
 _NORMALIZATIONS = (
     nn.BatchNorm1d,
@@ -42,11 +43,10 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     Raises:
         ValueError: If `weight_decay` is negative or not finite, or the model has no trainable parameter.
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay must be a finite number of at least 0, got {weight_decay!r}")
+    weight_decay = check_number("weight_decay", weight_decay, ge=0)
     excluded = set(_names_without_decay(model))
     groups: tuple[dict[str, Any], dict[str, Any]] = (
-        {"params": [], "weight_decay": float(weight_decay)},
+        {"params": [], "weight_decay": weight_decay},
         {"params": [], "weight_decay": 0.0},
     )
     for name, parameter in model.named_parameters():

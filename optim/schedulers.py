@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from ..engine import State, Time, TimeUnit, as_time
+from ..engine.checks import check_number
 
 _TOLERANCE = 1e-9  # of the ratio of two durations in different units
 
@@ -38,7 +39,7 @@ class _Schedule:
             elif field.name.startswith("t_"):
                 value = _check_time(field.name, value, is_zero_allowed=field.name == "t_warmup")
             else:
-                _check_number(field.name, value)
+                check_number(field.name, value, ge=0)
             object.__setattr__(self, field.name, value)
 
     def __call__(self, state: State) -> float:
@@ -295,8 +296,3 @@ def _check_milestones(milestones: Any) -> tuple[Time, ...]:
     if isinstance(milestones, (str, Time)) or not isinstance(milestones, Sequence) or not milestones:
         raise ValueError(f'milestones must be a list of times such as ["30ep", "60ep"], got {milestones!r}')
     return tuple(_check_time("milestones", milestone) for milestone in milestones)
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")

@@ -73,7 +73,7 @@ def check_dataloader(name: str, dataloader: Any) -> Iterable[Any]:
 
 def check_duration(name: str, duration: Any) -> Time:
     """A duration must be positive and in epochs, batches or samples; an int counts epochs."""
-    time = _as_time(name, duration)
+    time = as_time(duration, name, TimeUnit.EPOCH)
     if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
         raise ValueError(f'{name} must be in epochs, batches or samples ("ep", "ba", "sp"), got "{time}"')
     if time <= 0:
@@ -85,7 +85,7 @@ def check_eval_interval(name: str, interval: Any) -> Time:
     """An evaluation interval must not be negative, nor in wall-clock time; an int counts epochs; None is ``"1ep"``."""
     if interval is None:
         return Time(1, TimeUnit.EPOCH)
-    time = _as_time(name, interval)
+    time = as_time(interval, name, TimeUnit.EPOCH)
     if time.unit.is_clock or time < 0:
         raise ValueError(
             f'{name} must be at least 0 and in epochs, batches, samples or a fraction of training ("ep", "ba", "sp", '
@@ -98,7 +98,7 @@ def check_eval_interval(name: str, interval: Any) -> Time:
 
 def check_subset(name: str, count: Any) -> int | None:
     """A number of batches is at least 1; None and -1 are all."""
-    return None if count in (None, -1) else check_int(name, count, ge=1)
+    return None if count in (None, -1) else check_int(name, count, ge=1, alternative="-1 for all")
 
 
 def check_save_interval(name: str, interval: Any) -> Time:
@@ -117,17 +117,12 @@ def check_num_to_keep(name: str, count: Any) -> int:
     """A number of checkpoints is at least 1, or -1 for all; None is 3."""
     if count is None:
         return 3
-    if isinstance(count, bool) or not isinstance(count, int) or (count < 1 and count != -1):
-        raise ValueError(f"{name} must be an int >= 1, or -1 for all, got {count!r}")
-    return count
+    return -1 if count == -1 else check_int(name, count, ge=1, alternative="-1 for all")
 
 
 def check_microbatch_size(name: str, size: Any) -> Any:
     """A microbatch has at least one row; ``"auto"`` starts with the whole batch; None is the whole batch."""
-    is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    if not is_size and size not in (None, "auto"):
-        raise ValueError(f"{name} must be an int >= 1, or 'auto', got {size!r}")
-    return size
+    return size if size in (None, "auto") else check_int(name, size, ge=1, alternative='"auto"')
 
 
 def check_seed(name: str, seed: Any) -> int:
@@ -136,7 +131,7 @@ def check_seed(name: str, seed: Any) -> int:
 
 
 def check_steps(name: str, count: Any) -> int:
-    """A number of steps is an int of at least 0."""
+    """A number of steps is an int >= 0."""
     return check_int(name, count, ge=0)
 
 
@@ -268,8 +263,3 @@ def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Opt
                 f"schedulers must drive one of the optimizers, {type(scheduler).__name__} drives another "
                 f"{type(scheduler.optimizer).__name__}"
             )
-
-
-def _as_time(name: str, value: Any) -> Time:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    return Time(value, TimeUnit.EPOCH) if is_int else as_time(value, name)

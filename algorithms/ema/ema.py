@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...engine import Algorithm, Event, Logger, State, Time, TimeUnit, as_time
+from ...engine.checks import check_number
 
 _EVENTS = {TimeUnit.BATCH: Event.BATCH_END, TimeUnit.EPOCH: Event.EPOCH_END}
 
@@ -38,11 +38,7 @@ def compute_ema(model: nn.Module, ema_model: nn.Module, smoothing: float = 0.99)
 
 def check_smoothing(smoothing: float) -> float:
     """Validate `smoothing`: a number in (0, 1)."""
-    if isinstance(smoothing, bool) or not isinstance(smoothing, Real):
-        raise TypeError(f"smoothing must be a number in (0, 1), got {smoothing!r}")
-    if not 0 < smoothing < 1:
-        raise ValueError(f"smoothing must be in (0, 1), got {smoothing!r}")
-    return float(smoothing)
+    return check_number("smoothing", smoothing, gt=0, lt=1)
 
 
 @dataclass(eq=False, repr=False)

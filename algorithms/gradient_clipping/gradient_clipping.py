@@ -1,8 +1,6 @@
 """Gradient clipping: bounds the gradients before the optimizer step."""
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from ...engine import Algorithm, Event, Logger, State
+from ...engine.checks import check_number
 
 ClippingType = Literal["adaptive", "norm", "value"]
 
@@ -45,10 +44,7 @@ def check_clipping(clipping_type: str, clipping_threshold: float) -> None:
     """Validate the settings of gradient clipping."""
     if clipping_type not in get_args(ClippingType):
         raise ValueError(f"clipping_type must be 'adaptive', 'norm' or 'value', got {clipping_type!r}")
-    if isinstance(clipping_threshold, bool) or not isinstance(clipping_threshold, Real):
-        raise TypeError(f"clipping_threshold must be a number, got {clipping_threshold!r}")
-    if not 0 < clipping_threshold < math.inf:
-        raise ValueError(f"clipping_threshold must be above 0 and finite, got {clipping_threshold!r}")
+    check_number("clipping_threshold", clipping_threshold, gt=0)
 
 
 @dataclass(eq=False, repr=False)

@@ -1,12 +1,12 @@
 """Label smoothing: targets that give some probability to the other classes."""
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from ...engine import Algorithm, Event, Logger, State
+from ...engine.checks import check_number
 from ..targets import as_probabilities
 from ..tensors import logits_of, tensor_at
 
@@ -34,11 +34,7 @@ def smooth_labels(logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Ten
 
 def check_smoothing(smoothing: float) -> float:
     """Validate `smoothing`: a number in [0, 1]."""
-    if isinstance(smoothing, bool) or not isinstance(smoothing, Real):
-        raise TypeError(f"smoothing must be a number in [0, 1], got {smoothing!r}")
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing must be in [0, 1], got {smoothing!r}")
-    return float(smoothing)
+    return check_number("smoothing", smoothing, ge=0, le=1)
 
 
 @dataclass(eq=False, repr=False)

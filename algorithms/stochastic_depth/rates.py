@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Literal
 
+from ...engine.checks import check_number
+
 DropDistribution = Literal["linear", "uniform"] | Sequence[float] | Callable[[int, int], float]
 
 _DISTRIBUTIONS: dict[str, Callable[[int, int], float]] = {
@@ -61,11 +63,7 @@ def check_rate(drop_rate: float) -> float:
         TypeError: If it is not a number.
         ValueError: If it is not in [0, 1].
     """
-    if isinstance(drop_rate, bool) or not isinstance(drop_rate, Real):
-        raise TypeError(f"drop_rate must be a number in [0, 1], got {drop_rate!r}")
-    if not 0 <= drop_rate <= 1:
-        raise ValueError(f"drop_rate must be in [0, 1], got {drop_rate!r}")
-    return float(drop_rate)
+    return check_number("drop_rate", drop_rate, ge=0, le=1)
 
 
 def check_distribution(drop_distribution: DropDistribution) -> None:

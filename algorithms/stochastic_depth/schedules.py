@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any, Protocol
 
 from ...engine import State, Time, TimeUnit, as_time
+from ...engine.checks import check_number
 
 
 class Schedule(Protocol):
@@ -147,10 +148,7 @@ class ProgressiveLayerDrop:
     gamma: float
 
     def __post_init__(self) -> None:
-        gamma = self.gamma
-        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not 0 < gamma < math.inf:
-            raise ValueError(f"gamma must be a positive number, got {gamma!r}")
-        object.__setattr__(self, "gamma", float(gamma))
+        object.__setattr__(self, "gamma", check_number("gamma", self.gamma, gt=0))
 
     @property
     def depends_on_duration(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from ...engine.checks import check_int
 from .draws import Draws
 from .plan import Scaling, StochasticMethod
 from .rates import DropDistribution, check_distribution, check_rate
@@ -71,8 +72,8 @@ class Settings:
         for name in _FLAGS:
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
-            raise TypeError(f"seed must be an int, got {self.seed!r}")
+        if self.seed is not None:
+            check_int("seed", self.seed)
         rate = None if self.drop_rate is None else check_rate(self.drop_rate)
         if rate == 1 and self.scaling == "training":
             raise ValueError(f'drop_rate must be below 1 with scaling="training", got {rate}')

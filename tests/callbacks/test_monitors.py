@@ -194,14 +194,14 @@ class TestSpeedMonitor:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"max_data_share": 1.5}, r"max_data_share must be a finite number .*, got 1\.5"),
-            ({"window_size": 0}, "window_size must be an int of at least 1, got 0"),
-            ({"window_size": True}, "window_size must be an int of at least 1, got True"),
+            ({"max_data_share": 1.5}, r"max_data_share must be a number in .*, got 1\.5"),
+            ({"window_size": 0}, "window_size must be an int >= 1, got 0"),
+            ({"window_size": True}, "window_size must be an int >= 1, got True"),
             ({"time_unit": "weeks"}, "time_unit must be one of seconds, minutes, hours, days, got 'weeks'"),
         ],
     )
     def test_bad_arguments_are_refused(self, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             SpeedMonitor(**settings)
 
 

@@ -184,7 +184,7 @@ class TestThresholdStopper:
         (lambda: EarlyStopper(""), TypeError, "monitor must be a name, got ''"),
         (lambda: EarlyStopper("score", None), TypeError, "dataloader_label must be a name, got None"),  # type: ignore[arg-type]
         (lambda: EarlyStopper("score", comp="max"), ValueError, "comp must be a function or one of less, lt, greater"),
-        (lambda: EarlyStopper("score", min_delta=-1), ValueError, "min_delta must be a finite number of at least 0"),
+        (lambda: EarlyStopper("score", min_delta=-1), ValueError, "min_delta must be a finite number >= 0"),
         (lambda: EarlyStopper("score", patience="10min"), ValueError, 'patience must be .* "ep" or "ba", got "10min"'),
         (lambda: EarlyStopper("score", patience=-1), ValueError, 'patience must be .* got "-1ep"'),
         (lambda: EarlyStopper("score", patience=0.5), TypeError, "patience must be a Time or a time string"),  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def test_it_takes_every_residual_network(
         ),
         (["cifar_resnet21"], "depth must be 6n + 2"),
         (["alexnet"], "model must contain residual blocks of a known type"),
-        (["resnet50", "--drop-rate", "-1"], "drop_rate must be in [0, 1], got -1.0"),
+        (["resnet50", "--drop-rate", "-1"], "drop_rate must be a number in [0, 1], got -1.0"),
         (["resnet50", "--drop-unit", "branch"], "drop_unit must be 'block'"),
         (["vit_b_16", "--image-size", "100"], "input_shape must be the shape of one sample of the model"),
     ],

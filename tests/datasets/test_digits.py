@@ -90,7 +90,7 @@ def test_only_the_training_part_is_shuffled():
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"batch_size": -3}, {"image_size": 7}, {"image_size": 0}])
 def test_an_argument_below_its_minimum_is_refused(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ValueError, match=rf"{name} must be an int of at least \d.*, got {value}$"):
+    with pytest.raises(ValueError, match=rf"{name} must be an int >= \d.*, got {value}$"):
         digits_dataloaders(**arguments)
 
 

@@ -26,5 +26,5 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize("name", ["batch_size", "image_size", "num_classes", "num_train", "num_eval", "seed"])
 def test_numbers_are_checked(name: str) -> None:
     settings: dict[str, Any] = {name: -1}
-    with pytest.raises(ValueError, match=f"{name} must be an int of at least"):
+    with pytest.raises(ValueError, match=f"{name} must be an int >= "):
         synthetic_dataloaders(**settings)

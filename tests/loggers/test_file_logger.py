@@ -139,7 +139,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("rows", [0, -1])
     def test_a_group_of_no_rows_is_refused(self, tmp_path, rows):
-        with pytest.raises(ValueError, match=f"rows_per_write must be an int of at least 1, got {rows}"):
+        with pytest.raises(ValueError, match=f"rows_per_write must be an int >= 1, got {rows}"):
             FileLogger(tmp_path, rows)
 
     def test_settings_are_kept_as_json(self, tmp_path):

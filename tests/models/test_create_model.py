@@ -33,7 +33,7 @@ def test_options_reach_the_constructor() -> None:
         ({"name": "timm:resnet51"}, "model must be a network that timm has, got 'timm:resnet51'"),
         ({"name": "cifar_resnet21"}, r"depth must be 6n \+ 2"),
         ({"name": "cifar_resnet"}, "model must be cifar_resnet20 to cifar_resnet1202, got 'cifar_resnet'"),
-        ({"name": "resnet18", "num_classes": 0}, "num_classes must be an int of at least 1, got 0"),
+        ({"name": "resnet18", "num_classes": 0}, "num_classes must be an int >= 1, got 0"),
         ({"name": "resnet18", "weights": "V9"}, "weights of resnet18 must be one of IMAGENET1K_V1, got 'V9'"),
         ({"name": "timm:vit_tiny_patch16_224", "weights": "v9"}, "must be one of augreg_in21k.*, got 'v9'"),
         ({"name": "cifar_resnet20", "weights": "DEFAULT"}, "weights of cifar_resnet20 must be None"),

@@ -62,19 +62,24 @@ BAD = [
     ("eval_interval", "-1ba", ValueError, "eval_interval must be at least 0 and in epochs"),
     ("eval_interval", "5min", ValueError, "eval_interval must be at least 0 and in epochs"),
     ("eval_interval", "1.5dur", ValueError, 'eval_interval must be at most "1dur", the whole training, got "1.5dur"'),
-    ("train_subset_num_batches", 0, ValueError, "train_subset_num_batches must be an int >= 1, got 0"),
-    ("eval_subset_num_batches", -2, ValueError, "eval_subset_num_batches must be an int >= 1, got -2"),
+    ("train_subset_num_batches", 0, ValueError, "train_subset_num_batches must be an int >= 1, or -1 for all, got 0"),
+    ("eval_subset_num_batches", -2, ValueError, "eval_subset_num_batches must be an int >= 1, or -1 for all, got -2"),
     *(
         (
             "device_train_microbatch_size",
             size,
-            ValueError,
-            f"must be an int >= 1, or 'auto', got {size!r}",
+            ValueError if type(size) is int else TypeError,
+            f'must be an int >= 1, or "auto", got {size!r}',
         )
         for size in (0, -1, 1.5, True, "4")
     ),
     *(
-        ("seed", seed, ValueError, f"seed must be an int >= 0 and < 4294967296, got {seed!r}")
+        (
+            "seed",
+            seed,
+            ValueError if type(seed) is int else TypeError,
+            f"seed must be an int in [0, 2**32), got {seed!r}",
+        )
         for seed in (-1, 2**32, 1.5, True, None, "0")
     ),
     *(

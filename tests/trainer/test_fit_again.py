@@ -149,7 +149,7 @@ class TestEvaluation:
 
     @pytest.mark.parametrize("count", [0, -2, 1.5, True])
     def test_a_bad_part_is_refused(self, count: Any) -> None:
-        with pytest.raises(ValueError, match="subset_num_batches must be an int >= 1"):
+        with pytest.raises((TypeError, ValueError), match="subset_num_batches must be an int >= 1"):
             make_trainer(evaluation=vectors()).eval(subset_num_batches=count)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ...engine.checks import check_int
 from .atomic import remove_abandoned, replacing
 from .file import CheckpointError, read_checkpoint
 from .shards import remove_shards, remove_unused_shards
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 def checkpoint_name(epoch: int, batch: int) -> str:
     """The file name of a checkpoint after `epoch` epochs and `batch` batches, like ``ep3-ba120.pt``."""
     for name, number in {"epoch": epoch, "batch": batch}.items():
-        _check_count(name, number)
+        check_int(name, number, ge=0)
     return f"ep{epoch}-ba{batch}.pt"
 
 
@@ -104,7 +105,7 @@ def remove_old(folder: Path, keep: int, protected: Collection[str], damaged: Col
         protected: File names that are always kept.
         damaged: File names that do not count as kept checkpoints. They are not removed.
     """
-    _check_count("keep", keep)
+    check_int("keep", keep, ge=0)
     intact = [path for path in newest_first(folder) if path.name not in damaged]
     for path in intact[keep:]:
         if path.name not in protected:
@@ -126,8 +127,3 @@ def _check_pointer(pointer: str) -> str:
     if pointer not in POINTERS:
         raise ValueError(f'pointer must be "latest" or "best", got {pointer!r}')
     return pointer
-
-
-def _check_count(name: str, number: int) -> None:
-    if type(number) is not int or number < 0:
-        raise ValueError(f"{name} must be an int of at least 0, got {number!r}")

@@ -169,7 +169,7 @@ def test_it_evaluates_with_the_drop_rates_in_force(order: int, tmp_path: Path) -
     [
         ({"half_life": None}, ValueError, "one of half_life and smoothing must be given"),
         ({"smoothing": 0.5}, ValueError, "one of half_life and smoothing must be given"),
-        ({"half_life": None, "smoothing": 1.0}, ValueError, r"smoothing must be in \(0, 1\), got 1.0"),
+        ({"half_life": None, "smoothing": 1.0}, ValueError, r"smoothing must be a number in \(0, 1\), got 1.0"),
         ({"half_life": None, "smoothing": "x"}, TypeError, r"smoothing must be a number in \(0, 1\), got 'x'"),
         ({"half_life": "0ba"}, ValueError, 'half_life must be positive and in batches or epochs, got "0ba"'),
         ({"half_life": "0.1dur"}, ValueError, 'half_life must be positive and in batches or epochs, got "0.1dur"'),
@@ -188,7 +188,7 @@ def test_bad_settings_are_refused_at_once(settings: Any, error: type[Exception],
 def test_a_model_of_another_form_is_refused() -> None:
     with pytest.raises(ValueError, match="ema_model must have the parameters and buffers of model"):
         cf.compute_ema(nn.Linear(2, 2), nn.Linear(2, 3))
-    with pytest.raises(ValueError, match=r"smoothing must be in \(0, 1\), got 0"):
+    with pytest.raises(ValueError, match=r"smoothing must be a number in \(0, 1\), got 0"):
         cf.compute_ema(nn.Linear(2, 2), nn.Linear(2, 2), 0)
 
 

@@ -84,12 +84,12 @@ def test_a_gradient_of_zero_stays_zero() -> None:
     ("arguments", "error", "message"),
     [
         (("norms", 1.0), ValueError, "clipping_type must be 'adaptive', 'norm' or 'value', got 'norms'"),
-        (("norm", 0.0), ValueError, "clipping_threshold must be above 0 and finite, got 0.0"),
-        (("norm", -1), ValueError, "clipping_threshold must be above 0 and finite, got -1"),
-        (("norm", float("nan")), ValueError, "clipping_threshold must be above 0 and finite, got nan"),
-        (("norm", float("inf")), ValueError, "clipping_threshold must be above 0 and finite, got inf"),
-        (("norm", True), TypeError, "clipping_threshold must be a number, got True"),
-        (("norm", "1"), TypeError, "clipping_threshold must be a number, got '1'"),
+        (("norm", 0.0), ValueError, "clipping_threshold must be a finite number > 0, got 0.0"),
+        (("norm", -1), ValueError, "clipping_threshold must be a finite number > 0, got -1"),
+        (("norm", float("nan")), ValueError, "clipping_threshold must be a finite number > 0, got nan"),
+        (("norm", float("inf")), ValueError, "clipping_threshold must be a finite number > 0, got inf"),
+        (("norm", True), TypeError, "clipping_threshold must be a finite number > 0, got True"),
+        (("norm", "1"), TypeError, "clipping_threshold must be a finite number > 0, got '1'"),
     ],
 )
 def test_bad_settings_are_refused_at_once(arguments: Any, error: type[Exception], message: str) -> None:

@@ -58,9 +58,9 @@ def test_evaluation_is_not_smoothed() -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_smoothing_out_of_range_is_refused(smoothing: float) -> None:
-    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"smoothing must be a number in \[0, 1\], got"):
         LabelSmoothing(smoothing)
-    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"smoothing must be a number in \[0, 1\], got"):
         cf.smooth_labels(torch.randn(2, 3), torch.tensor([0, 1]), smoothing)
 
 

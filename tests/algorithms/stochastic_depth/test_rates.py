@@ -42,7 +42,7 @@ def test_a_sequence_and_a_function_of_depth_give_the_same_rates(rate: float, mul
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), float("inf")])
 def test_rate_out_of_range_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match=r"drop_rate must be in \[0, 1\], got"):
+    with pytest.raises(ValueError, match=r"drop_rate must be a number in \[0, 1\], got"):
         check_rate(rate)
 
 

@@ -89,7 +89,7 @@ def test_the_rate_of_a_block_can_be_set() -> None:
     block = cf.stochastic_blocks(model)[1]
     block.drop_rate = 0.9
     assert [b.drop_rate for b in cf.stochastic_blocks(model)] == [0.1, 0.9, 0.4 * 3 / 4, 0.4]
-    with pytest.raises(ValueError, match=r"drop_rate must be in \[0, 1\], got 1.1"):
+    with pytest.raises(ValueError, match=r"drop_rate must be a number in \[0, 1\], got 1.1"):
         block.drop_rate = 1.1
     assert block.drop_rate == 0.9
 

@@ -311,7 +311,7 @@ def test_a_model_without_a_matching_block_is_refused() -> None:
         ({"target_layer_name": ""}, "target_layer_name must be the name of a block type or a module class, got ''"),
         ({"stochastic_method": "row"}, "stochastic_method must be 'block' or 'sample', got 'row'"),
         ({"drop_distribution": "log"}, "drop_distribution must be one of .* got 'log'"),
-        ({"drop_rate": -0.2}, r"drop_rate must be in \[0, 1\], got -0.2"),
+        ({"drop_rate": -0.2}, r"drop_rate must be a number in \[0, 1\], got -0.2"),
         ({"drop_warmup": -0.5}, "drop_warmup must not be negative, got -0.5dur"),
     ],
 )

@@ -88,8 +88,8 @@ class _OwnForward(Bottleneck):
         ({"stochastic_method": "layer"}, ValueError, "stochastic_method must be 'block' or 'sample', got 'layer'"),
         ({"stochastic_method": ""}, ValueError, "stochastic_method must be 'block' or 'sample', got ''"),
         ({"drop_distribution": "cosine"}, ValueError, "drop_distribution must be one of .*'linear'.* got 'cosine'"),
-        ({"drop_rate": 1.2}, ValueError, r"drop_rate must be in \[0, 1\], got 1.2"),
-        ({"drop_rate": float("nan")}, ValueError, r"drop_rate must be in \[0, 1\], got nan"),
+        ({"drop_rate": 1.2}, ValueError, r"drop_rate must be a number in \[0, 1\], got 1.2"),
+        ({"drop_rate": float("nan")}, ValueError, r"drop_rate must be a number in \[0, 1\], got nan"),
         ({"drop_rate": "high"}, TypeError, r"drop_rate must be a number in \[0, 1\], got 'high'"),
         (
             {"target_layer_name": "Wheel"},
