@@ -93,7 +93,8 @@ class Algorithm(ABC):
         """Change `state`.
 
         At AFTER_* and *_END events algorithms run in reverse order (see `Event`), so whatever this method changes
-        at an event such as BEFORE_LOSS it can restore at AFTER_LOSS.
+        at an event such as BEFORE_LOSS it can restore at AFTER_LOSS. At AFTER_TRAIN_BATCH it can have the gradients
+        computed again at other weights, see `State.recompute_gradients`.
 
         Returns:
             An optional exit code, kept in the `Trace` of this event.

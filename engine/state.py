@@ -18,6 +18,10 @@ from .progress import Progress
 from .time import Time, TimeUnit
 
 
+def _refuse_to_recompute() -> None:
+    raise RuntimeError("recompute_gradients needs a Trainer, whose step has gradients to compute again")
+
+
 @dataclass(kw_only=True)
 class State(Progress):
     """The state of a run, updated by the Trainer.
@@ -57,6 +61,13 @@ class State(Progress):
         is_stopped: Whether `stop_training` was called.
         settle: Waits until it is known whether the latest step was finite, and raises if it was not and may not be
             skipped. Must be called before weights are saved or evaluated.
+        recompute_gradients: For an algorithm that needs gradients at other weights than those of the step. At
+            AFTER_TRAIN_BATCH, where the gradients are complete, the algorithm may change the weights in place and call
+            it. It clears the gradients and runs the forward and backward passes of the step again with the events from
+            BEFORE_FORWARD to AFTER_BACKWARD: on the same batch, with the same drop plan, in microbatches if the step
+            has some, averaged over ranks. Losses and gradients of both passes must be finite. Dropout masks are drawn
+            anew, and BatchNorm updates its statistics in both. `outputs` and `loss` stay those of the first pass. The
+            algorithm restores the weights itself, also if an exception is raised. Not with ``amp_fp16``.
     """
 
     model: nn.Module
@@ -89,6 +100,7 @@ class State(Progress):
     settings: dict[str, Any] = field(default_factory=dict)
     is_stopped: bool = False
     settle: Callable[[], None] = field(default=lambda: None, repr=False)
+    recompute_gradients: Callable[[], None] = field(default=_refuse_to_recompute, repr=False)
 
     @property
     def batches_per_epoch(self) -> int | None:

@@ -20,15 +20,25 @@ class StepFlags(NamedTuple):
             a rank are not finite or the fingerprints of the ranks differ, else 0.
         copy: Asynchronous copy of the reduced flags on the host.
         arrival: Event recorded after the copy; None if there is nothing to wait for.
+        second: Flags of the second passes of a step that had some.
     """
 
     loss: Tensor
     found_nonfinite: Tensor
     copy: Tensor
     arrival: torch.Event | None
+    second: "StepFlags | None" = None
+
+    def followed_by(self, second: "StepFlags") -> "StepFlags":
+        """The flags of a step whose gradients were computed again: its loss is that of the first passes."""
+        return self._replace(found_nonfinite=torch.maximum(self.found_nonfinite, second.found_nonfinite), second=second)
 
     def read(self) -> "KnownFlags":
         """Wait until the flags are on the host."""
+        known = self._read_first()
+        return known if self.second is None else known.merge(self.second.read())
+
+    def _read_first(self) -> "KnownFlags":
         if self.arrival is not None:
             self.arrival.synchronize()
         values = self.copy.tolist()
@@ -55,10 +65,18 @@ class KnownFlags(NamedTuple):
     is_interrupted: bool = False
     fingerprints: Sequence[tuple[float, ...]] = ()
 
+    def merge(self, other: "KnownFlags") -> "KnownFlags":
+        """The flags of both passes of a step."""
+        return KnownFlags(
+            self.is_nonfinite or other.is_nonfinite,
+            self.is_interrupted or other.is_interrupted,
+            [first + second for first, second in zip(self.fingerprints, other.fingerprints, strict=True)],
+        )
+
     def check_same(self, step: int) -> None:
         """Raise a RuntimeError if the fingerprints of the ranks differ."""
-        for number, what in enumerate(_MUST_BE_SAME if self.fingerprints else ()):
-            prints = [of_rank[number] for of_rank in self.fingerprints]
+        for number, prints in enumerate(zip(*self.fingerprints, strict=True)):
+            what = _MUST_BE_SAME[number % _NUM_PRINTS]
             if others := [rank for rank, value in enumerate(prints) if value != prints[0]]:
                 raise RuntimeError(what.format(others=f"ranks {others}", step=step))
 

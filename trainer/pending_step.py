@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ..engine import State, Timestamp
 from .flags import StepFlags
 from .snapshot import Snapshot
+from .torch_internals import discard_unscaled
 from .update import remove_state
 
 
@@ -51,6 +52,7 @@ class PendingStep:
         remove_state(self.created)
         self.snapshot.restore_buffers()
         state.model.zero_grad(set_to_none=True)
+        discard_unscaled(state.scaler)
         for thing, saved in self.schedules:
             if isinstance(thing, Optimizer):
                 for group, settings in zip(thing.param_groups, saved, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,12 +18,15 @@ __all__ = [
     "INNER_SCHEDULERS",
     "BatchNormBase",
     "copy_without_hooks",
+    "discard_unscaled",
+    "flag_as_overflow",
     "flag_nonfinite",
     "mark_stepped",
     "shut_down_workers",
     "split_scheduler",
     "step_without_hooks",
     "storage_info",
+    "update_scale_unless",
     "version_of",
     "without_workers",
     "worker_processes",
@@ -82,6 +86,28 @@ def flag_nonfinite(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
         one: The number 1, as `flag`.
     """
     torch._amp_foreach_non_finite_check_and_unscale_(tensors, flag, one)
+
+
+def flag_as_overflow(scaler: GradScaler, optimizer: Optimizer, flag: Tensor) -> None:
+    """Let the scaler skip the update of an optimizer, whose gradients are unscaled, if `flag` is 1 on the device."""
+    for found in scaler._found_inf_per_device(optimizer).values():
+        torch.maximum(found, flag.to(found.device, non_blocking=True), out=found)
+
+
+@torch.no_grad()
+def update_scale_unless(scaler: GradScaler, flag: Tensor) -> None:
+    """Update the scale after the optimizers have stepped, unless `flag` is 1 on the device."""
+    tensors: Any = scaler._scale, scaler._growth_tracker
+    before = [tensor.clone() for tensor in tensors]
+    scaler.update()
+    for tensor, old in zip(tensors, before, strict=True):
+        torch.where(flag != 0, old, tensor, out=tensor)
+
+
+def discard_unscaled(scaler: GradScaler) -> None:
+    """Forget which optimizers have unscaled gradients, which the scaler unscales once per update."""
+    if scaler.is_enabled():
+        scaler._per_optimizer_states.clear()
 
 
 def version_of(tensor: Tensor) -> int:
