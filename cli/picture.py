@@ -11,20 +11,50 @@ from matplotlib.ticker import MaxNLocator
 from ..algorithms.stochastic_depth import Savings
 
 
-def draw_run(rows: list[dict[str, Any]], rates: Sequence[float], realized: Sequence[float], path: Path) -> None:
+def draw_run(rows: list[dict[str, Any]], drops: tuple[Sequence[float], Sequence[float]] | None, path: Path) -> None:
     """Plot a run and save it as PNG.
 
     Args:
         rows: The rows of ``metrics.jsonl``.
-        rates: The drop rate of each block at the end of the run.
-        realized: The fraction of the steps (or rows) in which each block was dropped.
+        drops: For each block its drop rate at the end of the run, and the fraction of the steps (or rows) in which it
+            was dropped; None for a plain network.
         path: The file to write.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    loss, accuracy, drops = figure.subplots(1, 3)
-    _draw_loss(loss, rows)
-    _draw_accuracy(accuracy, rows)
-    _draw_drops(drops, rates, realized)
+    num_plots = 2 if drops is None else 3
+    figure = Figure(figsize=(1 + 4 * num_plots, 4), layout="constrained")
+    plots = figure.subplots(1, num_plots)
+    _draw_loss(plots[0], rows)
+    _draw_accuracy(plots[1], rows)
+    if drops is not None:
+        _draw_drops(plots[2], *drops)
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
+    """Plot a confusion matrix and save it as PNG.
+
+    Args:
+        confusion: For each true class how many of its images were predicted as each class.
+        class_names: Of each class.
+        path: The file to write.
+    """
+    count = len(class_names)
+    side = min(16.0, 3 + 0.35 * count)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    shares = [[number / max(1, sum(row)) for number in row] for row in confusion]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    if count <= 40:
+        axes.set_xticks(range(count), class_names, rotation=90)
+        axes.set_yticks(range(count), class_names)
+    if count <= 20:
+        for row, numbers in enumerate(confusion):
+            for column, number in enumerate(numbers):
+                colour = "white" if shares[row][column] > 0.5 else "black"
+                if number:
+                    axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=8)
+    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
     figure.savefig(path, dpi=120)
 
 
@@ -63,8 +93,9 @@ def _draw_accuracy(axes: Axes, rows: list[dict[str, Any]]) -> None:
     steps, accuracies = _series(rows, "metrics/eval/MulticlassAccuracy")
     percent = [100 * accuracy for accuracy in accuracies]
     axes.plot(steps, percent, color="tab:orange", marker="o")
-    for step, value in zip(steps, percent, strict=True):
-        axes.annotate(f"{value:.1f}", (step, value), textcoords="offset points", xytext=(0, 6), ha="center")
+    if len(steps) <= 12:
+        for step, value in zip(steps, percent, strict=True):
+            axes.annotate(f"{value:.1f}", (step, value), textcoords="offset points", xytext=(0, 6), ha="center")
     axes.margins(0.12)
     axes.set(title="Test accuracy", xlabel="batch", ylabel="%")
 

@@ -1,4 +1,4 @@
-"""``--resume``: where a run continues, with which options, and by which command."""
+"""``--resume``: where a run continues, and by which command."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine import State
 from ..trainer import distributed
-from .options import TrainerOptions
+from .options import TrainerOptions, TrainOptions
+from .recipe import read_options, write_recipe
+from .start import CHECKPOINTS, RECIPE, resumed_folder
 
 if TYPE_CHECKING:
-    from .train import TrainOptions
+    from ..engine import State
 
-CHECKPOINTS = "checkpoints"
-OPTIONS = "options.json"
+CLASSES = "classes.json"
 
 # What may differ between a run and the command that resumes it.
 _MAY_CHANGE = {
-    "resume",
-    "run_name",
+    "data",  # its path: number and names of images and classes are compared
     "num_workers",
-    *({option.name for option in fields(TrainerOptions)} - {"precision", "device_train_microbatch_size", "seed"}),
+    "download",
+    *(
+        {option.name for option in fields(TrainerOptions)}
+        - {"precision", "device_train_microbatch_size", "train_subset_num_batches", "seed", "sync_batchnorm"}
+    ),
 }
 
 
@@ -40,7 +43,8 @@ def locate(options: TrainOptions) -> tuple[str, dict[str, Any]]:
     """
     resume, run_name = options.resume, options.run_name
     if resume is None:
-        run_name = distributed.from_rank_zero(run_name or f"{options.model}-{datetime.now():%Y%m%d-%H%M%S}")
+        model = options.model.model.replace(":", "-")
+        run_name = distributed.from_rank_zero(run_name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}")
         if (Path("runs") / run_name / CHECKPOINTS).exists():
             raise FileExistsError(
                 f"there is a run in runs/{run_name} already: --resume runs/{run_name} continues it, and another "
@@ -52,21 +56,50 @@ def locate(options: TrainOptions) -> tuple[str, dict[str, Any]]:
             raise ValueError("--resume auto needs a --run-name, got none")
         _check_same_options(options, Path("runs") / run_name)
         return run_name, {"autoresume": True}
-    path = Path(resume)
-    if (path / CHECKPOINTS).is_dir():
-        path = path / CHECKPOINTS
+    folder, path = resumed_folder(resume, run_name), Path(resume)
+    assert folder is not None, "there is something to resume"
+    if path.is_dir():
+        path = folder / CHECKPOINTS
     if not path.exists():
-        raise ValueError(f"resume must be auto, a run's folder or a checkpoint, got {resume!r}, which does not exist")
-    folder = (path if path.is_dir() else path.parent).resolve().parent
+        what = "has no checkpoints" if Path(resume).exists() else "does not exist"
+        raise ValueError(f"resume must be auto, a run's folder or a checkpoint, got {resume!r}, which {what}")
     _check_same_options(options, folder)
-    return run_name or folder.name, {"load_path": path}
+    return run_name or folder.resolve().name, {"load_path": path}
 
 
-def keep_options(options: TrainOptions, folder: Path, state: State) -> None:
-    """Write the options beside the results, for a command that resumes the run."""
-    if state.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / OPTIONS).write_text(json.dumps(_flat(options), indent=2) + "\n")
+def check_folder(folder: Path) -> None:
+    """Check that a run can be written to a folder, which is not made yet.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"run_name must give a folder that can be written, {_shown(existing)} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"run_name must give a folder that can be written, {_shown(existing)} cannot be")
+
+
+def check_same_classes(folder: Path, class_names: tuple[str, ...]) -> None:
+    """Refuse data with other classes than those of the run that is resumed.
+
+    Raises:
+        ValueError: With the classes that differ.
+    """
+    if not (folder / CLASSES).is_file():
+        return
+    before = json.loads((folder / CLASSES).read_text())
+    if tuple(before) != class_names:
+        different = sorted({*before} ^ {*class_names}) or ["their order"]
+        raise ValueError(f"a resumed run must have the classes of {_shown(folder)}, but {different[0]} differs")
+
+
+def keep_options(options: TrainOptions, folder: Path, class_names: tuple[str, ...]) -> None:
+    """Write the options and the classes beside the results, so that the run can be resumed and repeated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = _shown(folder / RECIPE)
+    write_recipe(options, folder / RECIPE, f"All options of this run: etude train --recipe {name} repeats it.")
+    (folder / CLASSES).write_text(json.dumps(class_names, indent=2) + "\n")
 
 
 def announce(state: State, folder: Path) -> None:
@@ -78,29 +111,22 @@ def announce(state: State, folder: Path) -> None:
     print(f"etude: {text}", file=sys.stderr)
 
 
-def continuing_command(options: TrainOptions, folder: Path) -> str:
+def continuing_command(folder: Path) -> str:
     """The command that continues the run."""
-    from .train import TrainOptions
-
-    defaults, words = _flat(TrainOptions()), []
-    for name, value in _flat(options).items():
-        if name not in ("resume", "run_name") and value != defaults[name]:
-            option = name.replace("_", "-")
-            words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     launcher = ["etude"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "etude"]
-    return shlex.join([*launcher, "train", *words, "--resume", _shown(folder)])
+    return shlex.join([*launcher, "train", "--resume", _shown(folder)])
 
 
 def _check_same_options(options: TrainOptions, folder: Path) -> None:
     """Refuse options that make it a different training, in the words of the command."""
-    if not (folder / OPTIONS).is_file():
+    if not (folder / RECIPE).is_file():
         return  # the Trainer compares its settings all the same
-    saved = json.loads((folder / OPTIONS).read_text())
+    saved = read_options(folder / RECIPE).as_dict()
     changed = [
-        f"--{name.replace('_', '-')} was {saved[name]} and is {value}"
-        for name, value in _flat(options).items()
-        if name not in _MAY_CHANGE and name in saved and saved[name] != value
+        f"--{name.replace('_', '-')} was {_word(saved[name])} and is {_word(value)}"
+        for name, value in options.as_dict().items()
+        if name not in _MAY_CHANGE and saved[name] != value
     ]
     if changed:
         raise ValueError(
@@ -109,9 +135,8 @@ def _check_same_options(options: TrainOptions, folder: Path) -> None:
         )
 
 
-def _flat(options: TrainOptions) -> dict[str, Any]:
-    named = asdict(options)
-    return {**named.pop("depth"), **named.pop("trainer"), **named}
+def _word(value: Any) -> str:
+    return " ".join(value) or "empty" if isinstance(value, tuple) else str(value)
 
 
 def _shown(folder: Path) -> str:

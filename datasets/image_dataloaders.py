@@ -68,13 +68,19 @@ class LoaderSettings:
 
         A last batch of a single image would break BatchNorm. Fewer images than a batch are one batch.
         """
-        options: dict[str, Any] = {
+        drop_last = len(cast(Sized, train)) >= self.batch_size
+        return (
+            DataLoader(train, self.batch_size, shuffle=True, drop_last=drop_last, **self._options()),
+            self.in_order(evaluation),
+        )
+
+    def in_order(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """A dataloader of all samples in their order."""
+        return DataLoader(dataset, self.batch_size, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             "persistent_workers": self.num_workers > 0 if self.persistent_workers is None else self.persistent_workers,
         }
-        drop_last = len(cast(Sized, train)) >= self.batch_size
-        return (
-            DataLoader(train, self.batch_size, shuffle=True, drop_last=drop_last, **options),
-            DataLoader(evaluation, self.batch_size, **options),
-        )

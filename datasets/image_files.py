@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
+
+from .image_dataloaders import LoaderSettings
 
 Sample = tuple[str, int]  # the path of an image, and the number of its class
 OnCorrupt = Literal["raise", "skip"]
@@ -34,6 +36,43 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, target = self.samples[index]
         return self.transform(read_image(path)), target
+
+
+class UnlabelledImages(Dataset[Tensor]):
+    """Images without classes, read when they are asked for.
+
+    Args:
+        paths: Of the images.
+        transform: Of an image of PIL in RGB.
+    """
+
+    def __init__(self, paths: Sequence[str], transform: Callable[[Any], Tensor]) -> None:
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(read_image(self.paths[index]))
+
+
+def images_dataloader(
+    paths: Sequence[str], transform: Callable[[Any], Tensor], *, batch_size: int = 32, num_workers: int = 0
+) -> DataLoader[Tensor]:
+    """Batches of images without classes, in the order of `paths`.
+
+    Args:
+        paths: Of the images.
+        transform: Of an image of PIL in RGB.
+        batch_size: Images per batch, at least 1.
+        num_workers: Processes that load images, at least 0.
+
+    Raises:
+        ValueError: If an argument breaks its rule.
+    """
+    loaders = LoaderSettings(batch_size=batch_size, num_workers=num_workers)
+    return loaders.in_order(UnlabelledImages(paths, transform))
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -2,11 +2,13 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..engine.checks import check_int, check_number
@@ -84,6 +86,52 @@ def image_folder_dataloaders(
     )
 
 
+def labelled_images_dataloader(
+    folder: str | Path,
+    class_names: Sequence[str],
+    transform: Callable[[Any], Tensor],
+    *,
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> DataLoader[Any]:
+    """All images of a folder with their classes, to evaluate a network on.
+
+    The folder holds ``CLASS/IMAGE.jpg``, or such folders in ``val`` (or ``valid``, ``validation``, ``test``). It may
+    lack some classes.
+
+    Args:
+        folder: The folder.
+        class_names: Of each class number of the network.
+        transform: Of an image of PIL in RGB.
+        batch_size: Images per batch, at least 1.
+        num_workers: Processes that load images, at least 0.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If an argument breaks its rule, or the folder has a class that is not in `class_names`.
+    """
+    loaders = LoaderSettings(batch_size=batch_size, num_workers=num_workers)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder must be a folder of images, there is none at {folder}")
+    parts = _class_folders(folder)
+    held_out = next((name for name in _EVAL_NAMES if name in parts and name not in class_names), None)
+    classes = _list_classes(folder if held_out is None else folder / held_out, least=1)
+    if unknown := [name for name in classes if name not in class_names]:
+        raise ValueError(f"{folder} must have classes of the network only, it has {_listed(unknown)} besides")
+    return loaders.in_order(ImageFiles(_samples(classes, class_names), transform))
+
+
+def list_images(folder: Path) -> list[str]:
+    """The paths of the images in a folder and its subfolders, in order; hidden files and folders are ignored."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."))
+        found += [os.path.join(parent, name) for name in images]
+    return found
+
+
 class _Found(NamedTuple):
     class_names: tuple[str, ...]
     train: list[Sample]
@@ -112,7 +160,7 @@ def _find(folder: Path, eval_fraction: float | None, seed: int) -> _Found:
 
 def _list_classes(folder: Path, least: int = 2) -> dict[str, list[str]]:
     """The paths of the images of each class, both in order."""
-    classes = {name: _images(folder / name) for name in _class_folders(folder)}
+    classes = {name: list_images(folder / name) for name in _class_folders(folder)}
     if not any(classes.values()):
         raise ValueError(
             f"{folder} must hold one folder of images for each class, it has "
@@ -128,15 +176,6 @@ def _list_classes(folder: Path, least: int = 2) -> dict[str, list[str]]:
 
 def _class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(folder: Path) -> list[str]:
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        images = sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."))
-        found += [os.path.join(parent, name) for name in images]
-    return found
 
 
 def _split(classes: dict[str, list[str]], eval_fraction: float, seed: int) -> _Found:

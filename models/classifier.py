@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -24,10 +24,12 @@ class ComposerClassifier(nn.Module):
         num_classes: Number of classes, at least 2.
         loss_fn: Called with the logits and the targets; targets are class indices ``(N,)`` or, if an algorithm
             changed them, probabilities ``(N, num_classes)``.
+        train_metrics: Metrics of torchmetrics by name that are computed while training; by default none.
+        val_metrics: Metrics of torchmetrics by name that are computed in evaluation; by default top-1 accuracy.
 
     Raises:
-        TypeError: If `num_classes` is not an int.
-        ValueError: If it is less than 2.
+        TypeError: If `num_classes` is not an int, `loss_fn` cannot be called, or a metric is none of torchmetrics.
+        ValueError: If `num_classes` is less than 2.
     """
 
     def __init__(
@@ -35,11 +37,19 @@ class ComposerClassifier(nn.Module):
         module: nn.Module,
         num_classes: int,
         loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        *,
+        train_metrics: Mapping[str, Metric] | None = None,
+        val_metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
+        if not callable(loss_fn):
+            raise TypeError(f"loss_fn must be a function of logits and targets, got {loss_fn!r}")
         self.module = module
         self.num_classes = check_int("num_classes", num_classes, ge=2)
         self.loss_fn = loss_fn
+        # In dictionaries, as a Metric is a module and would become a part of this one.
+        self._train_metrics = _check_metrics("train_metrics", {} if train_metrics is None else train_metrics)
+        self._val_metrics = None if val_metrics is None else _check_metrics("val_metrics", val_metrics)
 
     def forward(self, batch: Any) -> Tensor:
         """The logits ``(N, num_classes)`` of the inputs of `batch`, which needs no targets here."""
@@ -54,9 +64,11 @@ class ComposerClassifier(nn.Module):
         return self.loss_fn(outputs, targets)
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
-        """Fresh metrics by name: top-1 accuracy in evaluation, nothing in training."""
+        """Fresh metrics by name: `train_metrics` in training, `val_metrics` in evaluation."""
         if is_train:
-            return {}
+            return {name: metric.clone() for name, metric in self._train_metrics.items()}
+        if self._val_metrics is not None:
+            return {name: metric.clone() for name, metric in self._val_metrics.items()}
         # torchmetrics takes seconds to import, and training alone does not need it.
         from torchmetrics.classification import MulticlassAccuracy
 
@@ -66,6 +78,15 @@ class ComposerClassifier(nn.Module):
         """Add one batch to `metric`."""
         _, targets = _inputs_and_targets(batch)
         metric.update(outputs, targets)
+
+
+def _check_metrics(name: str, metrics: Any) -> dict[str, Metric]:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"{name} must be a dictionary of torchmetrics objects by name, got {metrics!r:.100}")
+    for key, metric in metrics.items():
+        if not all(hasattr(metric, method) for method in ("update", "compute", "clone")):
+            raise TypeError(f"{name} must be torchmetrics objects by name, got {metric!r:.100} for {key!r}")
+    return dict(metrics)
 
 
 def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:

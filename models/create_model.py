@@ -1,5 +1,6 @@
 """Builds a network by its name, from torchvision, timm or this package."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from ..engine.checks import check_int
 from .cifar_resnet import CIFARResNet, blocks_per_stage
 
 
-def create_model(name: str, num_classes: int = 1000, *, weights: str | None = None, **options: Any) -> nn.Module:
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    weights: str | None = None,
+    image_size: int | None = None,
+    **options: Any,
+) -> nn.Module:
     """Build a network for images by its name.
 
     Under ``torch.device("meta")`` no memory is allocated for its parameters.
@@ -21,6 +29,8 @@ def create_model(name: str, num_classes: int = 1000, *, weights: str | None = No
         weights: Pretrained weights: for torchvision their name (``"IMAGENET1K_V2"``, ``"DEFAULT"``), for timm
             their tag (``"augreg_in1k"``) or ``"DEFAULT"``; None for a random initialisation. With another
             number of classes the last layer is initialised randomly.
+        image_size: Height and width of the images in pixels, for networks that are built for one size, such as vision
+            transformers; by default the size of their published weights. Other networks take any size.
         options: Further arguments of the network's constructor, such as ``drop_path_rate`` for timm.
 
     Returns:
@@ -33,6 +43,7 @@ def create_model(name: str, num_classes: int = 1000, *, weights: str | None = No
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, got {name!r}")
     check_int("num_classes", num_classes, ge=1)
+    options = {**options, **_fixed_size(name, image_size)}
     try:
         return _build(name, num_classes, weights, options)
     except NotImplementedError:
@@ -40,6 +51,20 @@ def create_model(name: str, num_classes: int = 1000, *, weights: str | None = No
             raise
     with torch.device("cpu"):  # RegNets compute their widths with tensors, which need data
         return _build(name, num_classes, weights, options).to("meta")
+
+
+def _fixed_size(name: str, image_size: int | None) -> dict[str, Any]:
+    """The option with the size of the images, for a network that is built for one size."""
+    if image_size is None:
+        return {}
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("timm:") and find_spec("timm") is not None:
+        from timm.models import get_pretrained_cfg
+
+        settings = get_pretrained_cfg(name.removeprefix("timm:"), allow_unregistered=True)
+        return {"img_size": image_size} if settings is not None and settings.fixed_input_size else {}
+    return {}
 
 
 def _build(name: str, num_classes: int, weights: str | None, options: dict[str, Any]) -> nn.Module:

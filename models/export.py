@@ -54,9 +54,10 @@ def _example(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
 
 
 def _write_safetensors(network: nn.Module, path: Path, example: Tensor) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
+    # Not save_file, which lets nobody but the owner read the file.
+    path.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
 
 
 def _write_torch_export(network: nn.Module, path: Path, example: Tensor) -> None:

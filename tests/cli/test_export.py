@@ -7,7 +7,7 @@ from torchvision.models import resnet18
 
 from etude.algorithms import StochasticDepth
 from etude.cli.main import main
-from etude.cli.weights import load_folded, save_weights
+from etude.cli.trained import Recorded, load_trained, record_depth, save_trained
 from etude.models import composer_resnet
 from etude.trainer import load_weights
 from helpers.networks import images
@@ -29,7 +29,9 @@ def run(tmp_path: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
         progress_bar=False,
         save_folder=tmp_path / "checkpoints",
     ).fit()
-    save_weights(tmp_path / "weights.pt", "resnet18", model.module, algorithm, image_size=16)
+    known = {"class_names": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    depth = record_depth(algorithm.plan, "block")
+    save_trained(tmp_path, model.module, Recorded(model="resnet18", image_size=16, resize_size=16, **known, **depth))
     x = torch.randn(2, 3, 16, 16)
     return tmp_path, x, model.eval()((x, None)).detach()
 
@@ -40,7 +42,10 @@ def test_the_exported_network_evaluates_as_the_trained_one(run: tuple[Path, torc
     plain = resnet18(num_classes=3).eval()
     plain.load_state_dict(load_file(folder / "network.safetensors"))
     assert torch.allclose(plain(x), expected, atol=1e-5)
-    assert load_folded(folder / "weights.pt")[1] == 16
+    assert (folder / "network.safetensors").stat().st_mode & 0o777 == (folder / "weights.pt").stat().st_mode & 0o777
+    trained = load_trained(folder)
+    assert trained.recorded.image_size == 16
+    assert torch.allclose(trained.network(x), expected, atol=1e-6)
 
 
 def test_the_exported_weights_are_those_of_load_weights(run: tuple[Path, torch.Tensor, torch.Tensor]) -> None:
@@ -56,6 +61,39 @@ def test_the_output_can_be_named(run: tuple[Path, torch.Tensor, torch.Tensor]) -
     folder, _, _ = run
     main(["export", str(folder), "--output", str(folder / "other.safetensors")])
     assert (folder / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "net.txt"], "output must end in .safetensors, .pt2, .onnx, got 'net.txt'"),
+        (
+            ["--output", "net.onnx", "--export-format", "safetensors"],
+            "export_format must be onnx for net.onnx, got 'safetensors'",
+        ),
+        (["--output", "nowhere/net.onnx"], "output must be a file in an existing folder, there is none at nowhere"),
+    ],
+)
+def test_a_contradiction_is_refused(
+    run: tuple[Path, torch.Tensor, torch.Tensor],
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(run[0])
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(run[0]), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert {path.name for path in run[0].iterdir()} == {"weights.pt", "checkpoints"}
+
+
+def test_the_suffix_chooses_the_format(run: tuple[Path, torch.Tensor, torch.Tensor]) -> None:
+    folder, x, expected = run
+    main(["export", str(folder), "--output", str(folder / "net.pt2")])
+    program = torch.export.load(folder / "net.pt2")
+    assert torch.allclose(program.module()(x), expected, atol=1e-5)
 
 
 class _Payload:

@@ -9,20 +9,19 @@ import shutil
 import signal
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from etude.algorithms import StochasticDepth
+from etude.cli.algorithms import build_stochastic_depth
 from etude.cli.main import main
-from etude.cli.options import DepthOptions, TrainerOptions
+from etude.cli.options import DepthOptions, TrainerOptions, TrainOptions
 from etude.cli.packages import check_packages
+from etude.cli.recipe import read_options
 from etude.cli.resume import locate
-from etude.cli.train import TrainOptions, count_batches
-from etude.datasets.digits import digits_dataloaders
 from etude.loggers import ProgressBar
 from etude.trainer import Trainer
-
-pytestmark = pytest.mark.xdist_group("etude train")  # whose costly fixture is made once
 
 OPTIONS = {
     "model": "resnet50",
@@ -36,6 +35,26 @@ OPTIONS = {
     "save-interval": "4ba",
     "run-name": "short",
 }
+FILES = {
+    *("metrics.jsonl", "metrics.csv", "settings.json", "recipe.yaml", "classes.json"),
+    *("summary.json", "weights.pt", "run.png", "checkpoints"),
+}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = ("time/", "throughput/", "step_time/")
+    return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """The summary without what the clock says."""
+    summary = json.loads((folder / "summary.json").read_text())
+    timed = ("seconds_per_epoch", "images_per_second", "share_of_time_waiting_for_data")
+    return {name: value for name, value in summary.items() if name not in timed}
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +73,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_run_leaves_its_files(run: tuple[Path, str]) -> None:
     folder, _ = run
-    names = {path.name for path in folder.iterdir()}
-    files = {"metrics.jsonl", "metrics.csv", "settings.json", "options.json", "summary.json", "weights.pt", "run.png"}
-    assert names == files | {"checkpoints"}
+    assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "run.png").stat().st_size > 10_000
+    assert json.loads((folder / "classes.json").read_text()) == [str(digit) for digit in range(10)]
 
 
 def test_the_summary_agrees_with_the_metrics(run: tuple[Path, str]) -> None:
     folder, _ = run
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(folder)
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["step"] for row in rows] == list(range(1, 9))
     dropped = sum(row["stochastic_depth/num_dropped_layers"] for row in rows)
@@ -73,7 +91,13 @@ def test_the_summary_agrees_with_the_metrics(run: tuple[Path, str]) -> None:
     assert rates == [0.0, 0.25, *[0.5] * 6]
     assert summary["expected_share_of_dropped_blocks"] == pytest.approx(sum(rates) / 8 * 17 / 32)
     assert 0 < summary["expected_share_of_training_macs_saved"] < 0.5
-    assert summary["test_accuracy"] == rows[-1]["metrics/eval/MulticlassAccuracy"]
+    accuracies = [row["metrics/eval/MulticlassAccuracy"] for row in rows if "metrics/eval/MulticlassAccuracy" in row]
+    assert summary["test_accuracy"] == accuracies[-1]
+    assert summary["best_test_accuracy"] == max(accuracies)
+    assert summary["test_top5_accuracy"] == rows[-1]["metrics/eval/MulticlassTop5Accuracy"]
+    assert summary["best_checkpoint"] == (folder / "checkpoints/best").read_text().strip()
+    assert summary["images_per_second"] > 0
+    assert 0 <= summary["share_of_time_waiting_for_data"] <= 1
     assert summary["batches"] == 8
     assert summary["num_stochastic_layers"] == 16
 
@@ -81,26 +105,23 @@ def test_the_summary_agrees_with_the_metrics(run: tuple[Path, str]) -> None:
 def test_the_table_shows_the_summary(run: tuple[Path, str]) -> None:
     folder, output = run
     summary = json.loads((folder / "summary.json").read_text())
-    assert f"test accuracy        {100 * summary['test_accuracy']:.2f}%" in output
+    lines = {line[:20].strip(): line[20:].strip() for line in output.splitlines() if line}
+    assert lines["test accuracy"] == f"{100 * summary['test_accuracy']:.2f}%"
+    assert lines["test accuracy, top 5"] == f"{100 * summary['test_top5_accuracy']:.2f}%"
+    assert lines["images per second"] == f"{summary['images_per_second']:.1f}"
     assert f"{100 * summary['realized_share_of_training_macs_saved']:.2f}% realized" in output
     assert "no full epoch" in output
+    assert "etude eval runs/short\n" in output
 
 
 def test_the_csv_holds_the_same_rows(run: tuple[Path, str]) -> None:
     folder, _ = run
     with open(folder / "metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(folder)
     assert len(table) == len(rows) == 8
     for line, row in zip(table, rows, strict=True):
         assert {name: float(text) for name, text in line.items() if text} == pytest.approx(row)
-
-
-@pytest.mark.parametrize(
-    ("duration", "batches"), [("2ep", 90), ("7ba", 7), ("1437sp", 45), ("1438sp", 46), ("32sp", 1), ("33sp", 2)]
-)
-def test_count_batches_agrees_with_the_dataloader(duration: str, batches: int) -> None:
-    assert count_batches(duration, digits_dataloaders(32, 8).train_dataloader) == batches
 
 
 def test_a_missing_package_is_named_with_its_remedy() -> None:
@@ -109,43 +130,63 @@ def test_a_missing_package_is_named_with_its_remedy() -> None:
 
 
 def test_options_of_stochastic_depth_have_its_defaults() -> None:
-    """Those of a network that brings no drop rates of its own; the command's networks bring none."""
     theirs = {setting.name: setting.default for setting in fields(StochasticDepth)}
     ours = {option.name: option.default for option in fields(DepthOptions) if option.name in theirs}
-    assert len(ours) == 8
-    without_model = {"drop_rate": 0.2, "scaling": "evaluation", "drop_warmup": "0.0dur"}
-    assert ours == {name: without_model.get(name, theirs[name]) for name in ours}
+    assert len(ours) == 9
+    assert ours == {name: "0.0dur" if name == "drop_warmup" else theirs[name] for name in ours}
 
 
 def test_options_of_the_trainer_are_its_arguments() -> None:
     assert {option.name for option in fields(TrainerOptions)} <= set(inspect.signature(Trainer).parameters)
 
 
-@pytest.mark.parametrize("name", ["drop_warmup", "start_late", "stop_early", "progressive_gamma"])
-def test_a_schedule_without_drops_is_refused(name: str) -> None:
-    value = 0.5 if name == "progressive_gamma" else "0.2dur"
+@pytest.mark.parametrize("name", ["drop_warmup", "start_late", "stop_early", "progressive_gamma", "draws"])
+def test_an_option_about_drops_is_refused_where_nothing_is_dropped(name: str) -> None:
+    value = {"progressive_gamma": 0.5, "draws": "balanced"}.get(name, "0.2dur")
     with pytest.raises(ValueError, match=f"{name} must come with a drop_rate above 0 to have an effect"):
-        DepthOptions(**{"drop_rate": 0.0, name: value}).build()
+        build_stochastic_depth(DepthOptions(**{"drop_rate": 0.0, name: value}))
 
 
 def options(**changed: object) -> list[str]:
     return ["train", *(f"--{name}={value}" for name, value in {**OPTIONS, **changed}.items()), "--no-progress-bar"]
 
 
-def test_a_run_goes_on_from_its_folder_to_the_same_end(
-    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def forget_the_end(run: Path) -> None:
+    """As a run that was killed after four batches."""
+    for name in ("checkpoints/ep0-ba8.pt", "checkpoints/latest", "summary.json", "weights.pt"):
+        (run / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("is_repeated", [True, False])
+def test_a_run_is_resumed_to_the_same_end(
+    run: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_repeated: bool,
 ) -> None:
     folder, _ = run
     shutil.copytree(folder.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     copy = tmp_path / "runs" / "short"
-    for name in ("checkpoints/ep0-ba8.pt", "checkpoints/latest", "summary.json", "weights.pt"):
-        (copy / name).unlink()
+    forget_the_end(copy)
     capsys.readouterr()
-    main([*options(), "--resume=runs/short"])
+    main([*(options() if is_repeated else ["train"]), "--resume=runs/short"])
     assert "etude: resuming runs/short at epoch 0, batch 4\n" in capsys.readouterr().err
-    assert (copy / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
-    assert (copy / "summary.json").read_text() == (folder / "summary.json").read_text()
+    assert without_times(rows_of(copy)) == without_times(rows_of(folder))
+    assert results_of(copy) == results_of(folder)
+
+
+def test_a_run_is_repeated_from_its_recipe_alone(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = run
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--recipe", str(folder / "recipe.yaml"), "--run-name", "again"])
+    again = tmp_path / "runs" / "again"
+    assert without_times(rows_of(again)) == without_times(rows_of(folder))
+    assert results_of(again) == results_of(folder)
+    assert read_options(again / "recipe.yaml") == read_options(folder / "recipe.yaml")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +195,8 @@ def test_a_run_goes_on_from_its_folder_to_the_same_end(
         ({"resume": "runs/nowhere"}, "resume must be auto, a run's folder or a checkpoint, got 'runs/nowhere'"),
         (
             {"resume": "runs/short", "drop-rate": 0.4, "lr": 0.1, "max-duration": "9ba"},
-            "a resumed run must have the options of runs/short, but --drop-rate was 0.5 and is 0.4, "
-            "--max-duration was 8ba and is 9ba, --lr was 0.002 and is 0.1",
+            "a resumed run must have the options of runs/short, but --max-duration was 8ba and is 9ba, "
+            "--lr was 0.002 and is 0.1, --drop-rate was 0.5 and is 0.4",
         ),
         ({}, "there is a run in runs/short already: --resume runs/short continues it, and another --run-name"),
     ],
@@ -206,7 +247,6 @@ def test_an_interrupted_run_prints_the_command_that_continues_it(
     line = capsys.readouterr().err.splitlines()[-1]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert line.startswith("continue it with: etude train --drop-rate 0.5 ")
-    assert line.endswith(" --resume runs/short")
+    assert line == "continue it with: etude train --resume runs/short"
     main(shlex.split(line.partition(": etude ")[2]))
-    assert (tmp_path / "runs/short/summary.json").read_text() == (run[0] / "summary.json").read_text()
+    assert results_of(tmp_path / "runs/short") == results_of(run[0])
