@@ -4,11 +4,14 @@ from .algorithms.activation_checkpointing import (
     apply_activation_checkpointing,
     remove_activation_checkpointing,
 )
+from .algorithms.blurpool import apply_blurpool
+from .algorithms.channels_last import apply_channels_last
 from .algorithms.cutmix import cutmix_batch
 from .algorithms.ema import compute_ema
 from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
 from .algorithms.mixup import mixup_batch
+from .algorithms.progressive_resizing import resize_batch
 from .algorithms.stochastic_depth import (
     BlockType,
     Branch,
@@ -28,6 +31,8 @@ __all__ = [
     "BlockType",
     "Branch",
     "apply_activation_checkpointing",
+    "apply_blurpool",
+    "apply_channels_last",
     "apply_gradient_clipping",
     "apply_stochastic_depth",
     "compile_stochastic_blocks",
@@ -42,6 +47,7 @@ __all__ = [
     "register_residual_block",
     "remove_activation_checkpointing",
     "remove_stochastic_depth",
+    "resize_batch",
     "smooth_labels",
     "stochastic_blocks",
 ]

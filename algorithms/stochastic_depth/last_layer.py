@@ -15,6 +15,7 @@ _SCALED = {
             *("normalization.LayerNorm", "normalization.GroupNorm", "normalization.RMSNorm"),
         )
     },
+    "etude.algorithms.blurpool.layers.BlurConv2d": _WEIGHT_AND_BIAS,
     "etude.trainer.distributed.batchnorm.CPUSyncBatchNorm": _WEIGHT_AND_BIAS,
     "torchvision.models.convnext.LayerNorm2d": _WEIGHT_AND_BIAS,
     "timm.layers.norm_act.BatchNormAct2d": _WEIGHT_AND_BIAS,  # unless an activation follows

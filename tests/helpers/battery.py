@@ -19,10 +19,13 @@ from etude import Algorithm, Trainer
 from etude.algorithms import (
     EMA,
     ActivationCheckpointing,
+    BlurPool,
+    ChannelsLast,
     CutMix,
     GradientClipping,
     LabelSmoothing,
     MixUp,
+    ProgressiveResizing,
     StartLate,
     StochasticDepth,
 )
@@ -128,6 +131,23 @@ def draw_cutmix(inputs: Tensor, targets: Tensor, **settings: Any) -> tuple[Tenso
     return mixed, partners, 1 - area
 
 
+def blur_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    train_by_hand(cf.apply_blurpool(model, min_channels=4), optimizer, batches)
+
+
+def channels_last_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    train_by_hand(cf.apply_channels_last(model), optimizer, batches)
+
+
+def resize_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    """Images of 8 pixels in six steps: at half the size until the scale is nearer to 8 than to 4."""
+    for step, (inputs, targets) in enumerate(batches):
+        batch = cf.resize_batch(inputs, targets, 0.5 if step < 4 else 1.0)
+        optimizer.zero_grad()
+        model.loss(model(batch), batch).backward()
+        optimizer.step()
+
+
 def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
     train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
 
@@ -159,16 +179,35 @@ CLIPPING_CHANGES = {"clipping_type": "norm", "clipping_threshold": 0.1}
 MIXING_CHANGES = {"alpha": 0.5, "interpolate_loss": True, "input_key": "x", "target_key": "y"}
 MIXUP = partial(mix_by_hand, cf.mixup_batch)
 CUTMIX = partial(mix_by_hand, draw_cutmix)
+BLUR_CHANGES = {
+    "replace_convs": Together(replace_convs=False, min_channels=16),
+    "replace_maxpools": False,
+    "blur_first": False,
+    "min_channels": 8,
+}
+RESIZING_CHANGES = {
+    "mode": "crop",
+    "initial_scale": 0.25,
+    "finetune_fraction": 0.1,
+    "delay_fraction": 0.25,
+    "size_increment": 2,
+    "resize_targets": True,
+    "input_key": "x",
+    "target_key": "y",
+}
 
 BATTERY: dict[str, Entry] = {
     "ActivationCheckpointing": Entry(
         ActivationCheckpointing, {"checkpoint_fn": is_sequential}, checkpoint_by_hand, only_once=True
     ),
+    "BlurPool": Entry(partial(BlurPool, min_channels=4), BLUR_CHANGES, blur_by_hand, only_once=True),
+    "ChannelsLast": Entry(ChannelsLast, {}, channels_last_by_hand, shards=False),
     "CutMix": Entry(CutMix, {**MIXING_CHANGES, "uniform_sampling": True}, CUTMIX, equal_on_ranks=False, only_once=True),
     "EMA": Entry(partial(EMA, half_life="2ba"), EMA_CHANGES, average_by_hand),
     "GradientClipping": Entry(partial(GradientClipping, **CLIPPING), CLIPPING_CHANGES, clip_by_hand),
     "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2, "target_key": "y"}, smooth_by_hand),
     "MixUp": Entry(MixUp, MIXING_CHANGES, MIXUP, equal_on_ranks=False, only_once=True, excludes=("CutMix",)),
+    "ProgressiveResizing": Entry(ProgressiveResizing, RESIZING_CHANGES, resize_by_hand, only_once=True),
     "StochasticDepth": Entry(partial(StochasticDepth, drop_rate=0.5), DEPTH_CHANGES, drop_by_hand, only_once=True),
     "AverageWeights": Entry(AverageWeights, {"decay": 0.5}),
     "ChangeBatch": Entry(ChangeBatch, {"scale": 0.25}),

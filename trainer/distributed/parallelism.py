@@ -157,6 +157,12 @@ def _shard(state: State, units: Sequence[Sequence[nn.Module]]) -> Synchronizer:
     from torch.distributed.fsdp import fully_shard
 
     names = {parameter: name for name, parameter in state.model.named_parameters()}
+    for parameter, name in names.items():
+        if not parameter.is_contiguous():
+            raise ValueError(
+                f"parallelism='fsdp' shards contiguous parameters only, but the strides of {name} are "
+                f"{parameter.stride()}; leave out ChannelsLast"
+            )
     mesh = init_device_mesh(state.device.type, (state.world_size,))
     for unit in units:
         fully_shard(list(unit), mesh=mesh)
