@@ -16,6 +16,7 @@ from . import checks, distributed
 from .checkpoint.contents import restore, restore_for_evaluation, restore_weights
 from .checkpoint.loading import Found, find_checkpoint
 from .checkpoint.saver import CheckpointSaver
+from .compilation import compile_model
 from .data.reader import EpochReader
 from .distributed.batchnorm import convert_batchnorm
 from .distributed.parallelism import Synchronizer, parallelize
@@ -75,6 +76,8 @@ def assemble(arguments: Mapping[str, Any]) -> Assembly:
     check_same_on_all_ranks(state.settings)
     synchronizer = parallelize(state, options.parallelism, find_unused_parameters=options.find_unused_parameters)
     load(engine, found)
+    if options.compile_config is not None:
+        compile_model(state.model, options.compile_config)
     is_resume = found is not None and not found.weights_only and bool(state.optimizers)
     loop = TrainingLoop(
         engine,

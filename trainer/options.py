@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..engine import Algorithm, Callback, Evaluator, LoggerDestination, State, Time
+from ..engine.identity import describe as describe_value
 from . import checks
+from .compilation import check_compile_config
 from .distributed.parallelism import Parallelism, check_parallelism
 from .precision import Precision
 from .settings import describe_dataloader
@@ -96,6 +98,9 @@ class Options:
     loggers: Annotated[tuple[LoggerDestination, ...], Rule(_each(LoggerDestination), same_on_ranks=False)]
     device: Annotated[torch.device, Rule(checks.check_device, on_resume="may change", describe=attrgetter("type"))]
     precision: Annotated[Precision, Rule(_one_of(Precision), on_resume="must match")]
+    compile_config: Annotated[
+        dict[str, Any] | None, Rule(_optional(check_compile_config), on_resume="may change", describe=describe_value)
+    ]
     device_train_microbatch_size: Annotated[
         int | Literal["auto"] | None, Rule(checks.check_microbatch_size, on_resume="must match")
     ]

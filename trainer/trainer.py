@@ -53,6 +53,8 @@ class Trainer:
         loggers: Where metrics are logged, besides the files of a named run.
         device: ``"cpu"``, ``"gpu"`` or a torch device; by default the GPU if there is one.
         precision: ``"fp32"``, or ``"amp_bf16"`` or ``"amp_fp16"`` for automatic mixed precision.
+        compile_config: Options of ``torch.compile`` by name, ``{}`` for its defaults; by default nothing is compiled.
+            Blocks with stochastic depth are compiled each by itself, so that rates and drop plans recompile nothing.
         device_train_microbatch_size: Rows per forward and backward pass on a device. Gradients are accumulated over
             the microbatches; BatchNorm sees microbatches. ``"auto"`` starts with the whole batch, and repeats a step
             that runs out of memory on any rank in microbatches of half the size, with the same drop plan.
@@ -103,6 +105,7 @@ class Trainer:
         loggers: LoggerDestination | Sequence[LoggerDestination] = (),
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
+        compile_config: dict[str, Any] | None = None,
         device_train_microbatch_size: int | Literal["auto"] | None = None,
         eval_interval: str | int | Time | None = None,
         train_subset_num_batches: int | None = None,

@@ -223,12 +223,12 @@ class StochasticBlock(nn.Module):
     def _pad_single_row(
         self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Apply `function` to the kept rows; a single one is padded with a neighbour if the block has BatchNorm.
+        """Apply `function` to the kept rows; a single one may be padded with a neighbour.
 
-        BatchNorm needs more than one value per channel, and a row of 1x1 maps has one. The result of the neighbour
-        is discarded, so the rate stays exact.
+        BatchNorm needs more than one value per channel, and a row of 1x1 maps has one. torch.compile makes a separate
+        graph for a size of 1. The result of the neighbour is discarded, so the rate stays exact.
         """
-        if len(rows) > 1 or not any(isinstance(module, _BATCHNORM) for module in self.modules()):
+        if len(rows) > 1 or not (self._is_compiled() or any(isinstance(one, _BATCHNORM) for one in self.modules())):
             return function(rows)
         neighbour = (int(kept.argmax()) + 1) % len(kept)
         return function(torch.cat([rows, x[neighbour : neighbour + 1].detach()]))[:1]

@@ -75,7 +75,7 @@ def _threads() -> set[threading.Thread]:
 def _child_processes() -> set[int]:
     tasks = Path("/proc/self/task")
     if tasks.exists():
-        children = {int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()}
+        children = {pid for task in tasks.iterdir() for pid in _children_of(task)}
     else:
         children = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
     # Python starts these at most once and keeps them.
@@ -84,6 +84,13 @@ def _child_processes() -> set[int]:
         getattr(forkserver._forkserver, "_forkserver_pid", None),
     }
     return children - kept
+
+
+def _children_of(task: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (task / "children").read_text().split()]
+    except FileNotFoundError:  # the thread has ended meanwhile
+        return []
 
 
 def _kill_child_processes(before: set[int]) -> None:
