@@ -65,7 +65,8 @@ def without_masks(network: nn.Module) -> nn.Module:
 
 def check_rate_zero(network: nn.Module, inputs: Any, method: Method) -> None:
     """At the rate 0, the converted network trains as the plain one, split into its branches or not."""
-    expected = outcome(without_masks(network), inputs)
+    network = without_masks(network)
+    expected = outcome(network, inputs)
     converted = cf.apply_stochastic_depth(copy.deepcopy(network), stochastic_method=method, drop_rate=0.0)
     assert list(converted.state_dict()) == list(network.state_dict())
     assert_close(outcome(converted, inputs), expected)
@@ -94,7 +95,8 @@ def check_training_folding_and_removal(network: nn.Module, inputs: Any, method: 
     converted = cf.apply_stochastic_depth(
         copy.deepcopy(network), stochastic_method=method, drop_rate=0.5, drop_distribution="uniform"
     )
-    assert not any(find_drop_paths(block) for block in cf.stochastic_blocks(converted))
+    for block in cf.stochastic_blocks(converted):
+        assert not {branch.drop_path for branch in block.block_type.branches_of(block)} & {*find_drop_paths(block)}
     for _ in range(3):
         assert all(value.isfinite().all() for value in outcome(converted, inputs))
     assert list(converted.state_dict()) == list(state)
@@ -120,17 +122,21 @@ def check_own_masks_taken_over(network: nn.Module, inputs: Tensor) -> None:
     share, num_rows = _share_of_dropped_rows(calls[blocks[-1]])
     rate = blocks[-1].drop_rate
     assert abs(share - rate) < 5 * (rate * (1 - rate) / num_rows) ** 0.5, (share, rate)
+    cf.remove_stochastic_depth(network)
 
 
 def _share_of_dropped_rows(call: Call, num_calls: int = 20, copies: int = 16) -> tuple[float, int]:
     """How many rows of a block come out as if all its branches were dropped, and of how many."""
-    block, x = call.block, torch.cat([call.x] * copies)
+    block, args, kwargs = call.block, call.args, call.kwargs
+    shares = any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+    x = call.x if shares else torch.cat([call.x] * copies)
+    num_calls *= copies if shares else 1
     dropped = 0.0
     with torch.no_grad():
         for _ in range(num_calls):
-            out = block(x)
+            out = block(x, *args, **kwargs)
             without = x
-            for branch in block.block_type.branches_of(block):
+            for branch in block.block_type.branches_of(block, args, kwargs):
                 without = branch.drop(block, without)
             dropped += (out - without).flatten(1).abs().amax(1).le(1e-12).double().mean().item()
     return dropped / num_calls, num_calls * len(x)

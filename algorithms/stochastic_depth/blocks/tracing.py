@@ -7,7 +7,7 @@ addition whose two sides start at one earlier value that everything passes throu
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -107,13 +107,24 @@ def trace_branches(block: nn.Module, cls: Any, arguments: dict[str, Any]) -> lis
     flow = Flow(graph, output.args[0])
     marks = _constructed_drop_paths(cls)
     steps = [step for node in flow.chain if (step := _step(flow, node, plain, marks)) is not None]
+    marked = [node for node in graph.nodes if _is_mark(node, plain, marks)]
     if any(step.mark for step in steps):
         steps = [step for step in steps if step.mark]
-    elif marked := [node for node in graph.nodes if _is_mark(node, plain, marks)]:
+        _check_not_used_elsewhere(flow, steps, marked)
+    elif marked:
         if any(flow.is_added(node) for node in marked):
             raise SplitError("its drop path is added to something else than what its branch starts with")
         return []  # no shortcut goes around this one
-    return _branches(flow, steps[::-1], plain) if steps else []
+    unknown = [name for name, value in arguments.items() if value is _SOME_TENSOR]  # it may turn out to be a size
+    return _branches(flow, steps[::-1], plain, unknown) if steps else []
+
+
+def _check_not_used_elsewhere(flow: Flow, steps: Sequence["_Step"], marked: Sequence[fx.Node]) -> None:
+    """Refuse a drop path that also masks something else, which it would no longer do."""
+    ends = {node for step in steps for node in flow.between(step.source, step.residual)}
+    for node in marked:
+        if node not in ends and any(step.mark == str(node.target) for step in steps):
+            raise SplitError(f"its drop path {node.target} masks something else, too")
 
 
 @dataclass(frozen=True)
@@ -161,20 +172,22 @@ def _ends(flow: Flow, mark: fx.Node, side: fx.Node, source: fx.Node, block: nn.M
     return all(name in _PASSING or "Scale" in name for name in names) and flow.dominates(mark, side, source)
 
 
-def _branches(flow: Flow, steps: Sequence[_Step], block: nn.Module) -> list[Branch]:
+def _branches(flow: Flow, steps: Sequence[_Step], block: nn.Module, unknown: Container[str]) -> list[Branch]:
     branches: list[Branch] = []
     cls: Any = type(block)
     names = further_arguments(cls)
     ends = [*(step.source for step in steps[1:]), flow.output]
     for number, (step, end) in enumerate(zip(steps, ends, strict=True)):
-        before = _function(flow.input, step.source, names) if number == 0 and flow.input is not step.source else None
+        before = (
+            _fixed_function(flow.input, step.source, unknown) if number == 0 and flow.input is not step.source else None
+        )
         own = flow.between(step.source, step.residual) - flow.between(step.source, step.shortcut)
         layers = sorted({str(node.target) for node in own if node.op == "call_module"})
         branches.append(
             Branch(
                 _function(step.source, step.residual, names),
-                None if step.shortcut is step.source else _function(step.source, step.shortcut, names),
-                None if end is step.total else _function(step.total, end, names),
+                None if step.shortcut is step.source else _fixed_function(step.source, step.shortcut, unknown),
+                None if end is step.total else _fixed_function(step.total, end, unknown),
                 before,
                 last_layer=_last_layer(step.residual, block),
                 drop_path=step.mark,
@@ -188,12 +201,24 @@ def _layers_named(names: Sequence[str]) -> Callable[[Any], list[nn.Module]]:
     return lambda block: [block.get_submodule(name) for name in names]
 
 
-def _function(source: fx.Node, target: fx.Node, all_names: Sequence[str]) -> Callable[..., Tensor]:
-    """``(block, x, ...) -> y``: the part of the trace that computes `target` from `source`."""
+def _fixed_function(source: fx.Node, target: fx.Node, unknown: Container[str]) -> Callable[[Any, Tensor], Tensor]:
+    """``(block, x) -> y``: as `_function`, for what takes no tensors among the further arguments."""
+    compute, names = _cut_out(source, target)
+    if known := [name for name in names if name not in unknown]:
+        raise SplitError(f"what is around its residual branches needs the tensor {known[0]}")
+    return compute
+
+
+def _cut_out(source: fx.Node, target: fx.Node) -> tuple[Callable[..., Tensor], list[str]]:
     try:
-        compute, names = cut_out(source, target)
+        return cut_out(source, target)
     except LookupError as error:
         raise SplitError(str(error)) from error
+
+
+def _function(source: fx.Node, target: fx.Node, all_names: Sequence[str]) -> Callable[..., Tensor]:
+    """``(block, x, ...) -> y``: the part of the trace that computes `target` from `source`."""
+    compute, names = _cut_out(source, target)
     if not names:
         return lambda block, x, *args, **kwargs: compute(block, x)
 
@@ -225,7 +250,7 @@ class _BlockTracer(fx.Tracer):
 
 def _trace(block: nn.Module, arguments: dict[str, Any]) -> fx.Graph:
     for name, value in arguments.items():
-        if not isinstance(value, (Tensor, *_CONSTANTS)):
+        if not isinstance(value, Tensor) and not _is_constant(value):
             raise SplitError(f"its argument {name} is a {type(value).__name__}, which a trace cannot hold")
     try:
         graph = _BlockTracer(arguments).trace(block)
@@ -233,6 +258,11 @@ def _trace(block: nn.Module, arguments: dict[str, Any]) -> fx.Graph:
         reason = str(error).strip().splitlines()
         raise SplitError(f"its forward cannot be traced ({reason[0] if reason else type(error).__name__})") from error
     return graph
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether this is a number, a string, None or a tuple of such values, such as a size."""
+    return all(map(_is_constant, value)) if isinstance(value, tuple) else isinstance(value, _CONSTANTS)
 
 
 def _kind(value: Any) -> Any:

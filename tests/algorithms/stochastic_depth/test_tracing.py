@@ -244,3 +244,44 @@ def test_the_algorithm_takes_the_same_targets() -> None:
     assert StochasticDepth(target_layer_name=Unmarked).target_layer_name is Unmarked
     with pytest.raises(ValueError, match="target_layer_name must be the name of a block type or a module class, got 3"):
         StochasticDepth(target_layer_name=3)  # type: ignore[arg-type]
+
+
+class WithSize(Marked):
+    """A layer that gets the size of its maps."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        return x + self.drop_path1(self.mix(x.unflatten(1, size)).flatten(1, 2))
+
+
+class WithScale(Marked):
+    """A drop path with a layer after it, which is not the end of a branch."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x + self.mix(self.drop_path1(x))
+
+
+class SharedMask(Marked):
+    """A drop path that masks two branches, of which one adds to another input."""
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:  # type: ignore[override]
+        other = other + self.drop_path1(self.mix(x))
+        return other + self.drop_path1(self.mlp(other))
+
+
+def test_tuples_of_numbers_are_arguments_of_a_traced_block() -> None:
+    network = cf.apply_stochastic_depth(nn.Sequential(WithSize()), stochastic_method="sample", drop_rate=0.5)
+    block: Any = network[0]
+    x = torch.randn(4, 6, 6)
+    assert block.eval()(x, (2, 3)).shape == block.train()(x, (3, 2)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        (WithScale, "WithScale: its drop path drop_path1 is not at the end of the branch"),
+        (SharedMask, "SharedMask: its drop path drop_path1 masks something else, too"),
+    ],
+)
+def test_a_drop_path_that_ends_no_branch_is_refused(cls: type[nn.Module], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        cf.apply_stochastic_depth(nn.Sequential(cls()))
