@@ -2,7 +2,7 @@
 
 import copyreg
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import count
@@ -108,8 +108,13 @@ class StochasticBlock(nn.Module):
         groups = [branch.layers(self) for branch in branches if branch.layers is not None]
         if len(groups) < len(branches):
             groups = [[layer] for layer in self.children()]
-        units = [[layer for layer in group if any(True for _ in layer.parameters())] for group in groups]
-        return [unit for unit in units if unit]
+        return _with_parameters(groups)
+
+    def running_units(self) -> list[list[nn.Module]]:
+        """Those of `gradient_units` that the next forward runs, where the layers of each branch are known."""
+        branches = self.block_type.branches_of(self)
+        running = [branch for branch, index in zip(branches, self.drop_indices, strict=True) if self._runs(index)]
+        return _with_parameters(branch.layers(self) for branch in running if branch.layers is not None)
 
     def evaluation_factors(self) -> list[EvaluationFactor]:
         """By what evaluation multiplies each branch, and the parameters that could take the factor."""
@@ -190,6 +195,13 @@ class StochasticBlock(nn.Module):
         summed = add_to_rows(x, kept, residual, alpha=scale, relu=is_relu, dim=dim)
         return summed if is_relu else branch.finish(self, summed)
 
+    def _runs(self, index: int) -> bool:
+        """Whether it is known that the next forward computes a branch."""
+        plan = self.drop_plan
+        if not self.training:
+            return plan.evaluation_scale(index) != 0
+        return plan.is_open and plan.method == "block" and plan.block_scale(index) != 0
+
     def _drop(self, branch: Branch, x: Tensor) -> Tensor:
         return branch.drop(self, x, input_is_final=self._input_is_final(branch, x))
 
@@ -258,6 +270,12 @@ class StochasticBlock(nn.Module):
             build, arguments = _new_block, (self.plain_class,)
             state = {name: value for name, value in state.items() if name not in TRANSIENT}
         return (build, arguments, state, *rest)
+
+
+def _with_parameters(groups: Iterable[Sequence[nn.Module]]) -> list[list[nn.Module]]:
+    """The groups without the layers that have no parameters."""
+    units = ([layer for layer in group if any(True for _ in layer.parameters())] for group in groups)
+    return [unit for unit in units if unit]
 
 
 def _run_compiled(name: str, block: StochasticBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -2,7 +2,8 @@
 
 An algorithm declares it with `Algorithm.ranks_may_differ` and `Algorithm.gradient_units`, a module of the model with
 attributes of the same names: ``ranks_may_differ`` (bool) and
-``gradient_units()``, which returns groups of modules that run together or not at all.
+``gradient_units()``, which returns groups of modules that run together or not at all. A module that knows before its
+forward which of them run also has ``running_units()``.
 """
 
 from typing import Any
@@ -31,6 +32,12 @@ def gradient_units(state: State) -> list[list[nn.Module]]:
     for unit in (*of_modules, *of_algorithms):
         units.setdefault(tuple(map(id, unit)), list(unit))
     return list(units.values())
+
+
+def running_units(model: nn.Module) -> list[list[Any]]:
+    """The groups of modules of which it is known that the next forward runs them, in the order of the modules."""
+    modules = [module for module in skippable_modules(model) if hasattr(module, "running_units")]
+    return [unit for module in modules for unit in module.running_units()]
 
 
 def skippable_modules(model: nn.Module) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from ...engine import State
-from .declarations import find_difference_over_ranks, gradient_units
+from .declarations import find_difference_over_ranks, gradient_units, running_units
 from .gradients import GradientSynchronizer
 from .group import copy_from_rank_zero, world_size
 
@@ -109,12 +109,13 @@ def reshard(model: nn.Module) -> None:
 
 
 class _ShardedSynchronizer:
-    """FSDP2 averages gradients in the backward pass itself; this only sets when."""
+    """FSDP2 averages gradients in the backward pass itself; this sets when, and what is gathered in advance."""
 
     has_changed = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._hook = model.register_forward_pre_hook(_prefetch_running_units, prepend=True)  # before that of FSDP
 
     def begin_step(self) -> None:
         # A forward without a backward, as in evaluation, leaves the outermost parameters gathered. zero_grad would then
@@ -148,7 +149,18 @@ class _ShardedSynchronizer:
         """Nothing to do: a further backward pass is averaged too."""
 
     def close(self) -> None:
-        """The model stays sharded."""
+        """The model stays sharded, and gathers what it needs when it needs it."""
+        self._hook.remove()
+        for module in self._model.modules():
+            if hasattr(module, "set_modules_to_forward_prefetch"):
+                module.set_modules_to_forward_prefetch([])
+
+
+def _prefetch_running_units(model: Any, args: Any) -> None:
+    """Let each unit that the next forward runs be gathered during the one before it; the others are not gathered."""
+    order = [model, *(unit[0] for unit in running_units(model))]
+    for module, following in zip(order, [*order[1:], None], strict=True):
+        module.set_modules_to_forward_prefetch([] if following is None else [following])
 
 
 def _shard(state: State, units: Sequence[Sequence[nn.Module]]) -> Synchronizer:

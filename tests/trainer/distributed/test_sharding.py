@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torchvision.models.resnet import Bottleneck
 
 from etude import Algorithm, Event, LoggerDestination
 from etude.algorithms import StochasticDepth
@@ -49,6 +50,41 @@ def test_sharding_equals_copies_and_dropped_blocks_cost_nothing() -> None:
         # a block that is kept is gathered for its forward and for its backward
         more = dropped - first
         assert each == {(counts_of_first[0][0] - 2 * more, counts_of_first[0][1] - more)}, count.seen
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("size", [None, 1])
+def test_what_runs_next_is_gathered_in_advance_and_nothing_else(size: int | None) -> None:
+    """In the forward pass each gather begins before the layers before it have run, and all that is gathered runs."""
+    gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    model = make_model()
+    depth = StochasticDepth(drop_rate=0.7, drop_distribution="uniform")
+    gathered_before: list[int] = []  # for each block that runs, how many gathers there were before its first layer
+    needed: list[tuple[int, int]] = []  # for each forward, gathers and units
+
+    class Watch(Algorithm):
+        def match(self, event: Event, state: Any) -> bool:
+            return event in (Event.BEFORE_FORWARD, Event.AFTER_FORWARD)
+
+        def apply(self, event: Event, state: Any, logger: Any) -> None:
+            if event is Event.BEFORE_FORWARD:
+                state.model.reshard()
+                counts.update({gather: 0})
+                gathered_before.clear()
+            else:
+                num_blocks = len(gathered_before)
+                ahead = [min(number + 3, num_blocks + 1) for number in range(num_blocks)]  # the rest of the model first
+                assert gathered_before == ahead
+                needed.append((counts[gather], len(gathered_before) + 1))
+
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.register_forward_pre_hook(lambda *_: gathered_before.append(counts[gather]))
+    with counted_calls(gather) as counts:
+        settings: dict[str, Any] = {"parallelism": "fsdp", "device_train_microbatch_size": size}
+        train(model, images(num_samples=16, batch_size=4), "1ep", depth, Watch(), **settings)
+    assert all(gathers == units for gathers, units in needed), needed
+    assert len({units for _, units in needed}) > 1
 
 
 @on_ranks(2)
