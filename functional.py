@@ -12,6 +12,7 @@ from .algorithms.gradient_clipping import apply_gradient_clipping
 from .algorithms.label_smoothing import smooth_labels
 from .algorithms.mixup import mixup_batch
 from .algorithms.progressive_resizing import resize_batch
+from .algorithms.sam import sam_perturbation
 from .algorithms.stochastic_depth import (
     BlockType,
     Branch,
@@ -48,6 +49,7 @@ __all__ = [
     "remove_activation_checkpointing",
     "remove_stochastic_depth",
     "resize_batch",
+    "sam_perturbation",
     "smooth_labels",
     "stochastic_blocks",
 ]

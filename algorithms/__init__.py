@@ -9,10 +9,12 @@ from .gradient_clipping import GradientClipping
 from .label_smoothing import LabelSmoothing
 from .mixup import MixUp
 from .progressive_resizing import ProgressiveResizing
+from .sam import SAM
 from .stochastic_depth import ProgressiveLayerDrop, StartLate, StochasticDepth, StopEarly, Warmup
 
 __all__ = [
     "EMA",
+    "SAM",
     "ActivationCheckpointing",
     "BlurPool",
     "ChannelsLast",

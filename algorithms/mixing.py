@@ -96,7 +96,7 @@ class Mixing(Algorithm):
             state.batch_set_item(self.target_key, mixed.targets)
 
     def _restore_batch(self, state: State) -> None:
-        state.batch, self._batch, self._partners = self._batch, None, None
+        state.batch, self._batch = self._batch, None  # the partners stay for passes that are repeated after it
 
     def _mix_targets(self, state: State) -> None:
         self._microbatch = state.batch

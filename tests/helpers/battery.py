@@ -18,6 +18,7 @@ import etude.functional as cf
 from etude import Algorithm, Trainer
 from etude.algorithms import (
     EMA,
+    SAM,
     ActivationCheckpointing,
     BlurPool,
     ChannelsLast,
@@ -53,7 +54,10 @@ class Entry:
         equal_on_ranks: Whether two ranks give the same weights as one on the joined batches.
         only_once: Whether a second one in the same run is refused.
         shards: Whether it works with ``parallelism="fsdp"``.
+        shards_to_the_bit: Whether shards then give the same bits as copies; a norm over all weights rounds differently.
+        num_passes: How often it has each step run forward and backward.
         excludes: Other algorithms with which it is refused in one run.
+        follows: Other algorithms that must not come after it.
     """
 
     make: Callable[..., Algorithm]
@@ -62,7 +66,10 @@ class Entry:
     equal_on_ranks: bool = True
     only_once: bool = False
     shards: bool = True
+    shards_to_the_bit: bool = True
+    num_passes: int = 1
     excludes: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
     kind: type[Algorithm] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,6 +155,16 @@ def resize_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -
         optimizer.step()
 
 
+def sharpen_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
+    for batch in batches:
+        optimizer.zero_grad()
+        model.loss(model(batch), batch).backward()
+        with cf.sam_perturbation(model, rho=0.5):
+            optimizer.zero_grad()
+            model.loss(model(batch), batch).backward()
+        optimizer.step()
+
+
 def drop_by_hand(model: Any, optimizer: Optimizer, batches: Iterable[Batch]) -> None:
     train_by_hand(cf.apply_stochastic_depth(model, drop_rate=0.5), optimizer, batches)
 
@@ -185,6 +202,7 @@ BLUR_CHANGES = {
     "blur_first": False,
     "min_channels": 8,
 }
+SAM_CHANGES = {"rho": 0.1, "epsilon": 1e-6, "interval": 2}
 RESIZING_CHANGES = {
     "mode": "crop",
     "initial_scale": 0.25,
@@ -208,6 +226,15 @@ BATTERY: dict[str, Entry] = {
     "LabelSmoothing": Entry(LabelSmoothing, {"smoothing": 0.2, "target_key": "y"}, smooth_by_hand),
     "MixUp": Entry(MixUp, MIXING_CHANGES, MIXUP, equal_on_ranks=False, only_once=True, excludes=("CutMix",)),
     "ProgressiveResizing": Entry(ProgressiveResizing, RESIZING_CHANGES, resize_by_hand, only_once=True),
+    "SAM": Entry(
+        partial(SAM, rho=0.5),
+        SAM_CHANGES,
+        sharpen_by_hand,
+        only_once=True,
+        shards_to_the_bit=False,
+        num_passes=2,
+        follows=("GradientClipping",),
+    ),
     "StochasticDepth": Entry(partial(StochasticDepth, drop_rate=0.5), DEPTH_CHANGES, drop_by_hand, only_once=True),
     "AverageWeights": Entry(AverageWeights, {"decay": 0.5}),
     "ChangeBatch": Entry(ChangeBatch, {"scale": 0.25}),
