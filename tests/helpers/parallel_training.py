@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 import etude.functional as cf
 from etude import Algorithm, Event, Trainer
+from etude.algorithms import StochasticDepth
 from etude.trainer import distributed
 from helpers.networks import tiny_resnet
 from helpers.resumable import differences
@@ -101,6 +102,46 @@ def counted_calls(*names: str) -> Iterator[dict[str, int]]:
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
+
+
+@contextmanager
+def counted_bytes() -> Iterator[list[int]]:
+    """The bytes of every all-reduce of gradients."""
+    reduce, sizes = dist.all_reduce, []
+
+    def counting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if tensor.dtype != torch.float64:  # what ranks tell each other is in double precision
+            sizes.append(tensor.nbytes)
+        return reduce(tensor, *args, **kwargs)
+
+    dist.all_reduce = counting
+    try:
+        yield sizes
+    finally:
+        dist.all_reduce = reduce
+
+
+class CompareBytes(Algorithm):
+    """Compares the bytes of every step with those of the gradients of the blocks that were not dropped."""
+
+    def __init__(self, depth: StochasticDepth, sizes: list[int]) -> None:
+        self.depth, self.sizes = depth, sizes
+        self.seen: list[tuple[int, int]] = []
+
+    def match(self, event: Event, state: Any) -> bool:
+        return event is Event.BATCH_END
+
+    def apply(self, event: Event, state: Any, logger: Any) -> None:
+        dropped = self.depth.plan.dropped_blocks
+        expected = sum(parameter.nbytes for parameter in state.model.parameters())
+        for block, is_dropped in zip(cf.stochastic_blocks(state.model), dropped, strict=True):
+            if is_dropped:
+                shortcut = getattr(block, "downsample", None)
+                expected -= sum(p.nbytes for p in block.parameters())
+                expected += sum(p.nbytes for p in shortcut.parameters()) if shortcut is not None else 0
+        assert sum(self.sizes) == expected, (sum(self.sizes), expected)
+        self.seen.append((sum(dropped), len(self.sizes)))
+        self.sizes.clear()
 
 
 class OnOneRank(Algorithm):

@@ -147,12 +147,18 @@ def _select_rows(block: Any, take: Callable[[Tensor], Tensor], *args: Any, **kwa
     return tuple(map(selected, args)), {name: selected(value) for name, value in kwargs.items()}
 
 
-def _attention_and_mlp(name: str, attention: Any, mlp: Any, last_layers: tuple[Any, Any]) -> BlockType:
+def _layers(*names: str) -> Callable[[Any], list[nn.Module]]:
+    return lambda block: [block.get_submodule(name) for name in names]
+
+
+def _attention_and_mlp(
+    name: str, attention: Any, mlp: Any, last_layers: tuple[Any, Any], layers: tuple[Any, Any] = (None, None)
+) -> BlockType:
     return BlockType(
         name,
         [
-            Branch(attention, last_layer=last_layers[0], drop_path="drop_path1"),
-            Branch(mlp, last_layer=last_layers[1], drop_path="drop_path2"),
+            Branch(attention, last_layer=last_layers[0], drop_path="drop_path1", layers=layers[0]),
+            Branch(mlp, last_layer=last_layers[1], drop_path="drop_path2", layers=layers[1]),
         ],
         row_arguments=_select_rows,
     )
@@ -164,6 +170,7 @@ BLOCK_TYPES = {
         _vit_attention,
         _vit_mlp,
         (_first_of("ls1", "attn.proj"), _first_of("ls2", "mlp.fc2")),
+        (_layers("norm1", "attn", "ls1"), _layers("norm2", "mlp", "ls2")),
     ),
     "timm.models.eva.EvaBlock": _attention_and_mlp(
         "TimmEvaBlock", _eva_attention, _eva_mlp, (_first_of("gamma_1", "attn.proj"), _first_of("gamma_2", "mlp.fc2"))
@@ -176,12 +183,14 @@ BLOCK_TYPES = {
         lambda block, x: block.drop_path1(swin_attention(block, block.norm1(x))),
         _swin_mlp,
         ("attn.proj", "mlp.fc2"),
+        (_layers("norm1", "attn"), _layers("norm2", "mlp")),
     ),
     "timm.models.swin_transformer_v2.SwinTransformerV2Block": _attention_and_mlp(
         "TimmSwinV2Block",
         lambda block, x: block.drop_path1(block.norm1(swin_attention(block, x))),
         _swin_v2_mlp,
         ("norm1", "norm2"),
+        (_layers("norm1", "attn"), _layers("norm2", "mlp")),
     ),
     "timm.models.swin_transformer_v2_cr.SwinTransformerV2CrBlock": BlockType(
         "TimmSwinV2CrBlock",
