@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +20,7 @@ _SECONDS_TO_KEEP = 24 * 60 * 60
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file to write, which replaces `path` atomically once it is on the disk. After an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{owner()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "x+b") as file:
             yield file
@@ -47,15 +47,21 @@ def remove_abandoned(folder: Path) -> None:
     """
     for path in list(folder.iterdir()):
         match = _TEMPORARY_NAME.fullmatch(path.name)
-        if match and path.is_file() and _is_abandoned(path, machine=match[1], pid=int(match[2])):
+        if match and path.is_file() and is_abandoned([path], machine=match[1], pid=int(match[2])):
             path.unlink(missing_ok=True)
 
 
-def _is_abandoned(path: Path, machine: str, pid: int) -> bool:
+def owner() -> str:
+    """Names the running process in a file name: the machine and the process number."""
+    return f"{_machine()}.{os.getpid()}"
+
+
+def is_abandoned(paths: Iterable[Path], machine: str, pid: int) -> bool:
+    """Whether the process that `owner` named no longer writes these files, as far as can be known here."""
     if machine == _machine():
         return not _is_another_process(pid)
     try:
-        return time.time() - path.stat().st_mtime > _SECONDS_TO_KEEP
+        return time.time() - max(path.stat().st_mtime for path in paths) > _SECONDS_TO_KEEP
     except FileNotFoundError:  # finished meanwhile
         return False
 

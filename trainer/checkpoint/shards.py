@@ -5,13 +5,11 @@ the checkpoint itself; the pickled index of the library is never read, as loadin
 """
 
 import hashlib
-import math
 import re
 import secrets
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,13 @@ from torch import Tensor
 from ...engine import State
 from .. import distributed
 from ..torch_internals import storage_info
+from .atomic import is_abandoned, owner
+from .shard_index import check_index, make_index
 
 _MARK = "sharded tensor"
 _MAY_HOLD_SHARDS = ("model", "optimizers", "algorithms", "callbacks")
 _FILE_NAME = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
-_FOLDER_NAME = re.compile(r"ep[0-9]+-ba[0-9]+\.[0-9a-f]{8}\.shards")
+_FOLDER_NAME = re.compile(r"([^/\0]+)\.([0-9a-f]{16})\.([0-9]{1,9})\.[0-9a-f]{8}\.shards")
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -52,7 +52,8 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
 
     dcp = _library()
 
-    folder = path.with_suffix(f".{distributed.from_rank_zero(secrets.token_hex(4))}.shards")
+    own_name = f"{path.name}.{owner()}.{secrets.token_hex(4)}.shards"
+    folder = path.with_name(distributed.from_rank_zero(own_name))
     try:
         metadata = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
     except CheckpointException as error:
@@ -62,24 +63,28 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     with distributed.all_or_none():
         own = {file.name: _digest(file) for file in folder.glob(f"__{distributed.rank()}_*.distcp")}
     digests = {name: digest for files in distributed.gather(own) for name, digest in files.items()}
-    return {**marked, "shards": {"folder": folder.name, "files": digests, "tensors": _places(metadata)}}
+    return {**marked, "shards": {"folder": folder.name, "files": digests, "tensors": make_index(metadata)}}
 
 
 def check_shards(contents: Mapping[str, Any], folder: Path) -> None:
     """Compare the files of the sharded tensors with what the checkpoint says of them.
 
     Raises:
-        ValueError: If one is missing, was changed, or has a name that could lead elsewhere.
+        ValueError: If one is missing, was changed, or has a name that could lead elsewhere, or if the index does not
+            hold every part of each tensor once.
     """
     shards = contents.get("shards")
     if shards is None:
         return
     if not _FOLDER_NAME.fullmatch(shards["folder"]) or not all(map(_FILE_NAME.fullmatch, shards["files"])):
         raise ValueError("the names of its shards must be those that the Trainer gives")
+    file_sizes = {}
     for name, digest in shards["files"].items():
         file = folder / shards["folder"] / name
         if not file.is_file() or file.is_symlink() or _digest(file) != digest:
             raise ValueError(f"its shard {shards['folder']}/{name} is missing or was changed")
+        file_sizes[name] = file.stat().st_size
+    check_index(shards["tensors"], file_sizes)
 
 
 def fit_to(contents: Mapping[str, Any], state: State, folder: Path) -> dict[str, Any]:
@@ -136,7 +141,6 @@ def whole_tensors(tensors: Mapping[str, Any], contents: Mapping[str, Any], folde
     for name, value in tensors.items():
         if _is_mark(value):
             place = contents["shards"]["tensors"][value[1]]
-            _check_place(value[1], place)
             templates[value[1]] = torch.empty(place["size"], dtype=place["dtype"])
             value = templates[value[1]]
         weights[name] = value
@@ -151,15 +155,23 @@ def remove_shards(path: Path, *, keep: str | None = None) -> None:
         path: The path of the checkpoint.
         keep: Name of a folder that is not removed.
     """
-    for folder in path.parent.glob(f"{path.stem}.*.shards"):
-        if _FOLDER_NAME.fullmatch(folder.name) and folder.name != keep:
+    for folder in list(path.parent.iterdir()):
+        match = _FOLDER_NAME.fullmatch(folder.name)
+        if match and match[1] == path.name and folder.name != keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_unused_shards(folder: Path) -> None:
-    """Remove the shards of checkpoints that a killed process did not finish."""
-    for shards in folder.glob("*.shards"):
-        if _FOLDER_NAME.fullmatch(shards.name) and not (folder / f"{shards.name.split('.')[0]}.pt").exists():
+    """Remove the shards of checkpoints that a killed process did not finish.
+
+    Another machine may be writing shards into the folder now: those are removed only when nothing was written for a
+    day.
+    """
+    for shards in list(folder.iterdir()):
+        match = _FOLDER_NAME.fullmatch(shards.name)
+        if match is None or (folder / match[1]).exists():
+            continue
+        if is_abandoned([shards, *shards.glob("*")], machine=match[2], pid=int(match[3])):
             shutil.rmtree(shards, ignore_errors=True)
 
 
@@ -213,7 +225,6 @@ def _fit_state(
     """
     if _is_mark(value):
         key, place = value[1], places[value[1]]
-        _check_place(key, place)
         like = _first_of_shape(place["size"], own, model.get(name))
         dtype = place["dtype"]
         templates[key] = (
@@ -249,48 +260,6 @@ def _fit_optimizer(saved: Any, optimizer: Any, templates: dict[str, Tensor]) -> 
     }
 
 
-def _places(metadata: Any) -> dict[str, Any]:
-    """Where every part of every tensor lies, from torch's index."""
-    places = {
-        name: {"dtype": tensor.properties.dtype, "size": list(tensor.size), "parts": []}
-        for name, tensor in metadata.state_dict_metadata.items()
-    }
-    sizes = {
-        (name, tuple(part.offsets)): list(part.sizes)
-        for name, tensor in metadata.state_dict_metadata.items()
-        for part in tensor.chunks
-    }
-    for index, stored in metadata.storage_data.items():
-        begin = tuple(index.offset)
-        part = [list(begin), sizes[index.fqn, begin], stored.relative_path, stored.offset, stored.length]
-        places[index.fqn]["parts"].append(part)
-    return places
-
-
-def _check_place(name: str, place: Mapping[str, Any]) -> None:
-    """The parts of a tensor must be all of it, each number once, and as many bytes as the files hold for them."""
-    parts = [(tuple(begin), tuple(size), length) for begin, size, _, _, length in place["parts"]]
-    size, numel = tuple(place["size"]), math.prod(place["size"])
-    boxes = [list(zip(begin, shape, strict=True)) for begin, shape, _ in parts]
-    numbers = [number for box in boxes for pair in box for number in pair]
-    is_inside = all(len(box) == len(size) for box in boxes) and all(
-        b + s <= whole for box in boxes for (b, s), whole in zip(box, size, strict=True)
-    )
-    overlap = any(
-        all(a < b + t and b < a + s for (a, s), (b, t) in zip(one, other, strict=True))
-        for one, other in combinations([box for box in boxes if all(s > 0 for _, s in box)], 2)
-    )
-    bytes_needed = numel * place["dtype"].itemsize
-    if (
-        any(type(number) is not int or number < 0 for number in (*size, *numbers))
-        or not is_inside
-        or overlap
-        or sum(math.prod(shape) for _, shape, _ in parts) != numel
-        or sum(length for _, _, length in parts) < bytes_needed
-    ):
-        raise ValueError(f"the shards must hold each part of {name!r} once, of shape {size}")
-
-
 def _load(contents: Mapping[str, Any], folder: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
     """Fill tensors, whole or sharded, from the shards. All ranks must call it together unless `alone`."""
     if not tensors:
@@ -324,11 +293,8 @@ def _reader(folder: Path, shards: Mapping[str, Any]) -> Any:
     tensors: dict[str, Any] = {}
     stored = {}
     for name, place in shards["tensors"].items():
-        _check_place(name, place)
         chunks = []
         for begin, size, file, offset, length in place["parts"]:
-            if file not in shards["files"]:
-                raise ValueError(f"a part of {name!r} must lie in a shard of the checkpoint, got {file!r}")
             chunks.append(ChunkStorageMetadata(torch.Size(begin), torch.Size(size)))
             stored[MetadataIndex(name, begin)] = storage_info(file, offset, length)
         properties = TensorProperties(dtype=place["dtype"])

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from etude import Callback, Logger, State, Trainer
 from etude.trainer import CheckpointSaver, distributed
 from etude.trainer.checkpoint import file as checkpoint_file
-from etude.trainer.checkpoint.shards import _check_place
 from helpers.linear_training import make_linear_trainer
 from helpers.networks import LinearModel, vectors
 
@@ -86,17 +85,6 @@ def test_buffers_that_are_not_among_the_weights_are_kept() -> None:
     assert torch.equal(whole.state.model.linear.weight, resumed.state.model.linear.weight)
 
 
-def test_shards_without_their_checkpoint_are_cleaned_up() -> None:
-    make_trainer(save_folder="saved", max_duration="3ba").fit()
-    unused, used = Path("saved/ep0-ba9.0123abcd.shards"), Path("saved/ep0-ba3.0123abcd.shards")
-    stranger = Path("saved/mine.shards")
-    for folder in (unused, used, stranger):
-        folder.mkdir()
-    make_trainer(save_folder="saved", autoresume=True, max_duration="4ba").fit()
-    assert not unused.exists()
-    assert stranger.exists()
-
-
 def test_the_best_of_another_folder_is_not_the_best_here() -> None:
     make_trainer(callbacks=CheckpointSaver("one", "1ba", num_to_keep=-1, best="min:loss/eval/total")).fit()
     shutil.move("one/ep0-ba3.pt", "start.pt")
@@ -120,32 +108,6 @@ def test_a_stop_that_cannot_be_saved_says_so(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OSError, match="No space left"):
         trainer.fit()
     assert sorted(path.name for path in Path("saved").iterdir()) == ["ep0-ba0.pt", "latest"]
-
-
-GOOD = {
-    "dtype": torch.float32,
-    "size": [4, 3],
-    "parts": [[[0, 0], [2, 3], "__0_0.distcp", 0, 24], [[2, 0], [2, 3], "__1_0.distcp", 0, 24]],
-}
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        GOOD["parts"][:1],
-        [GOOD["parts"][0], GOOD["parts"][0]],
-        [GOOD["parts"][0], [[3, 0], [2, 3], "__1_0.distcp", 0, 24]],
-        [GOOD["parts"][0], [[2, 0], [2, 3], "__1_0.distcp", 0, 8]],
-        [GOOD["parts"][0], [[2, 0], [2, 3.0], "__1_0.distcp", 0, 24]],
-        [[[-2, 0], [6, 3], "__1_0.distcp", 0, 240]],
-        [],
-    ],
-    ids=["missing", "twice", "outside", "too few bytes", "no whole number", "negative", "none"],
-)
-def test_shards_that_are_not_all_of_a_tensor_are_refused(parts: list) -> None:
-    _check_place("weight", GOOD)
-    with pytest.raises(ValueError, match="must hold each part of 'weight' once"):
-        _check_place("weight", {**GOOD, "parts": parts})
 
 
 def test_processes_that_could_not_find_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

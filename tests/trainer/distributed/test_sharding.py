@@ -162,9 +162,17 @@ def test_one_process_resumes_from_the_shards_of_two(shards_of_two_ranks: Path) -
     assert trainer.state.timestamp.batch == 10
 
 
+@on_ranks(2)
+def test_shards_are_saved_to_a_file_of_any_name_and_loaded(tmp_path: Path) -> None:
+    trainer = make_trainer(parallelism="fsdp")
+    trainer.save_checkpoint(tmp_path / "final.ckpt")
+    make_trainer(parallelism="fsdp", load_path=tmp_path / "final.ckpt")
+    assert load_weights(tmp_path / "final.ckpt").keys() == trainer.state.model.state_dict().keys()
+
+
 @pytest.mark.xdist_group("ranks")
 def test_a_changed_shard_is_refused(shards_of_two_ranks: Path) -> None:
-    shard = next(shards_of_two_ranks.parent.glob("ep0-ba4.*.shards")) / "__1_0.distcp"
+    shard = next(shards_of_two_ranks.parent.glob("ep0-ba4.pt.*.shards")) / "__1_0.distcp"
     contents = bytearray(shard.read_bytes())
     contents[len(contents) // 2] ^= 1
     shard.write_bytes(contents)
