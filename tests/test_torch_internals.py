@@ -127,6 +127,14 @@ class TestTrainer:
         tensor.add_(1)
         assert torch_internals.version_of(tensor) != before
 
+    def test_the_slots_of_buffers_hold_those_that_are_none(self) -> None:
+        """`nn.Module._buffers`."""
+        module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        module.register_buffer("later", None)
+        slots = torch_internals.buffer_slots(module)
+        assert list(slots) == ["later", "1.running_mean", "1.running_var", "1.num_batches_tracked"]
+        assert slots["1.running_mean"] == (module[1], "running_mean")
+
     def test_workers_are_found_and_shut_down(self) -> None:
         """`_MultiProcessingDataLoaderIter._workers` and `_shutdown_workers`."""
         iterator = iter(DataLoader(Numbers(), num_workers=2))

@@ -17,12 +17,12 @@ from ..engine import State
 from ..engine.identity import as_text, find_opaque
 from ..engine.identity import describe as describe_value
 from . import distributed
-from .torch_internals import split_scheduler
+from .torch_internals import buffer_slots, split_scheduler
 
 _log = logging.getLogger(__name__)
 
-# What may differ at a resume besides options; a warning names it.
-_ENVIRONMENT = ("torch", "python", "world_size")
+# What may differ at a resume besides options; a warning names it. Buffers are compared one by one when they are loaded.
+_ENVIRONMENT = ("torch", "python", "world_size", "buffers")
 _CODE = re.compile(r"(\d+\.\d+):[0-9a-f]+")  # of a function: the version of Python, and a hash
 
 
@@ -37,6 +37,7 @@ def describe(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
         **options,
         "model": type(state.model).__name__,
         "parameters": _fingerprint(state.model),
+        "buffers": _fingerprint_buffers(state.model),
         "max_duration": None if state.max_duration is None else str(state.max_duration),
         "algorithms": [describe_value(algorithm) for algorithm in state.algorithms],
         "optimizers": [_describe_optimizer(optimizer) for optimizer in state.optimizers],
@@ -143,6 +144,15 @@ def _fingerprint(model: torch.nn.Module) -> str:
     parameters = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
     digest = hashlib.sha256(repr(parameters).encode()).hexdigest()
     return f"{sum(p.numel() for p in model.parameters())} ({digest[:16]})"
+
+
+def _fingerprint_buffers(model: torch.nn.Module) -> str:
+    """A hash of names, shapes and dtypes of the buffers, with those that are None."""
+    forms = {
+        name: None if (b := getattr(*slot)) is None else (tuple(b.shape), str(b.dtype))
+        for name, slot in buffer_slots(model).items()
+    }
+    return hashlib.sha256(repr(forms).encode()).hexdigest()[:16]
 
 
 def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.optim import Optimizer
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 __all__ = [
     "INNER_SCHEDULERS",
     "BatchNormBase",
+    "buffer_slots",
     "copy_without_hooks",
     "discard_unscaled",
     "flag_as_overflow",
@@ -31,6 +32,15 @@ __all__ = [
     "without_workers",
     "worker_processes",
 ]
+
+
+def buffer_slots(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """For each buffer of a model, also those that are None, its module and its name there."""
+    return {
+        f"{path}.{name}" if path else name: (module, name)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._buffers
+    }
 
 
 def worker_processes(iterator: Iterator[Any]) -> list[BaseProcess]:

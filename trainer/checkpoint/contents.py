@@ -19,12 +19,12 @@ from ..data.sampling import num_batches
 from ..options import MAY_CHANGE
 from ..reproducibility import generator_states, generators_kept, set_generator_states
 from ..settings import check_same_training
-from ..torch_internals import mark_stepped
+from ..torch_internals import buffer_slots, mark_stepped
 from ..weights import check_weights
 from .factors import describe_factors, factors_of, may_have_factors
-from .file import VERSION
+from .file import VERSION, check_loadable
 from .fitting import check_fits
-from .shards import fit_to, matched
+from .shards import fit_to, matched, without_shards
 from .weights import for_plain_model, trained_weights
 
 _MAX_COMPARED = 4096  # elements of a tensor
@@ -68,6 +68,20 @@ def contents_of(state: State, logger: Logger) -> dict[str, Any]:
     }
 
 
+def check_savable(state: State, logger: Logger) -> None:
+    """Check that the states of all parts of a run could be saved now. All ranks must call it together.
+
+    Raises:
+        TypeError: If a state holds anything but plain values and tensors.
+    """
+    things = [*state.algorithms, *state.callbacks, *logger.destinations, *state.optimizers, *state.schedulers]
+    with distributed.all_or_none():
+        for item in _states(things):
+            check_loadable(without_shards(item["state"]), f"the state of {item['name']}")
+        for algorithm in state.algorithms:
+            check_loadable(without_shards(algorithm.rank_state_dict()), f"the state of {type(algorithm).__name__}")
+
+
 def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: Path) -> None:
     """Restore what `contents_of` returned, except for the generators, which `restore_generators` restores.
 
@@ -87,11 +101,9 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         _check_place_in_epoch(contents["progress"], state)
         contents = fit_to(contents, state, folder)
         factors_of(contents)
-        _check_same_forms(contents["model"], state.model.state_dict())
+        _check_model(contents, state)
         with generators_kept():
             restore_generators(contents, torch.device("cpu"))
-        buffers = _other_buffers(state.model)
-        _check_same_forms(contents["buffers"], buffers)
         pairs = [
             *_pairs(contents["algorithms"], state.algorithms, "algorithms"),
             *_pairs(contents["optimizers"], state.optimizers, "optimizers"),
@@ -114,9 +126,7 @@ def restore(contents: Mapping[str, Any], state: State, logger: Logger, folder: P
         # Last, as it truncates the files of the run; loading weights that fit does not fail.
         for saved, destination in files:
             destination.load_state_dict(saved["state"])
-        state.model.load_state_dict(contents["model"])
-        for name, buffer in buffers.items():
-            buffer.copy_(contents["buffers"][name])
+        _load_model(contents, state)
     except Exception as error:
         for load_state_dict, kept in before:
             with suppress(Exception):  # this may fail too; the first error is the one to raise
@@ -171,17 +181,13 @@ def restore_for_evaluation(contents: Mapping[str, Any], state: State, folder: Pa
         else:
             _check_same_algorithms(contents["settings"], state.settings)
         contents = fit_to({**contents, "optimizers": (), "callbacks": ()}, state, folder)
-        _check_same_forms(contents["model"], state.model.state_dict())
-        buffers = _other_buffers(state.model)
-        _check_same_forms(contents["buffers"], buffers)
+        _check_model(contents, state)
         for algorithm, saved in _pairs(contents["algorithms"], state.algorithms, "algorithms"):
             algorithm.load_state_dict(saved)
         for algorithm, saved in zip(state.algorithms, _of_this_rank(contents)["algorithms"], strict=not is_plain):
             algorithm.load_rank_state_dict(saved)
         state.load_state_dict(contents["progress"])
-        state.model.load_state_dict(contents["model"])
-        for name, buffer in buffers.items():
-            buffer.copy_(contents["buffers"][name])
+        _load_model(contents, state)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"the checkpoint does not hold what an evaluation needs: {error!r}") from error
 
@@ -265,13 +271,36 @@ def _other_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name not in weights}
 
 
-def _check_same_forms(saved: Any, own: Mapping[str, Any]) -> None:
+def _check_model(contents: Mapping[str, Any], state: State) -> None:
+    """Check that parameters and buffers fit the model; a buffer may have another shape than at the start of the run."""
+    is_same_start = contents["settings"].get("buffers") == state.settings["buffers"]
+    owners = {name: type(module).__module__ for name, (module, _) in buffer_slots(state.model).items()}
+    may_change = [name for name, owner in owners.items() if is_same_start and not owner.startswith("torch.nn.")]
+    _check_same_forms(contents["model"], state.model.state_dict(), may_change)
+    _check_same_forms(contents["buffers"], _other_buffers(state.model), may_change)
+
+
+def _load_model(contents: Mapping[str, Any], state: State) -> None:
+    """Load parameters and buffers. A buffer that a forward has replaced by one of another form is replaced here too."""
+    saved = {**contents["model"], **contents["buffers"]}
+    for name, (module, attribute) in buffer_slots(state.model).items():
+        value = saved.get(name)
+        if _form(value) != _form(getattr(module, attribute)):
+            setattr(module, attribute, None if value is None else value.to(state.device, copy=True))
+    state.model.load_state_dict(contents["model"])
+    for name, buffer in _other_buffers(state.model).items():
+        buffer.copy_(contents["buffers"][name])
+
+
+def _check_same_forms(saved: Any, own: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
     if not isinstance(saved, dict):
         raise ValueError(f"the weights in a checkpoint must be a dictionary, got a {type(saved).__name__}")
     for name, tensor in own.items():
+        if name in may_change and (saved.get(name) is None or _form(saved[name]) != "nothing"):
+            continue
         if isinstance(tensor, Tensor) and (found := _form(saved.get(name))) != _form(tensor):
             raise ValueError(f"the checkpoint must fit the model, {name!r} has {_form(tensor)}, got {found}")
-    if unknown := [name for name in saved if name not in own]:
+    if unknown := [name for name in saved if name not in own and name not in may_change]:
         raise ValueError(f"the checkpoint must fit the model, which has nothing named {unknown[0]!r}")
 
 

@@ -62,7 +62,7 @@ def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
         OSError: If the file cannot be written, for example because the disk is full. The old file is unchanged,
             unless only the last step failed, which makes the new name survive a power failure.
     """
-    _check_loadable(contents, "")
+    check_loadable(contents, "")
     if not _has_version(contents):
         raise ValueError(f'contents must be a dict with "version" {VERSION}, got {_version_of(contents)}')
     with replacing(path) as file:
@@ -104,6 +104,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return contents
 
 
+def check_loadable(value: Any, place: str) -> None:
+    """Check that a value can be saved: ``torch.load(weights_only=True)`` must be able to load it.
+
+    Args:
+        value: To be saved.
+        place: Its name, for the message.
+
+    Raises:
+        TypeError: With the place of what cannot be loaded.
+    """
+    kind = type(value)
+    if kind in _PLAIN or (kind is int and (value if value >= 0 else ~value).bit_length() <= _MAX_INT_BITS):
+        return
+    if kind in (dict, OrderedDict, Counter):
+        for key in value:
+            if type(key) not in (str, int, float, bool):
+                raise TypeError(
+                    f"the keys of {place or 'contents'} must be strings or numbers to be kept in a checkpoint, "
+                    f"got a {_type_name(key)}"
+                )
+            check_loadable(key, f"the key of {place or 'contents'}")
+        _check_children(value, place)
+    elif kind in (list, tuple):
+        _check_children(dict(enumerate(value)), place)
+    elif kind is set:
+        for item in value:
+            check_loadable(item, f"what is in {place}")
+    elif kind not in (Tensor, nn.Parameter) or value.is_nested or value.is_mkldnn:
+        article = "too long an" if kind is int else "a"
+        raise TypeError(
+            f"{place or 'contents'} must be plain values and tensors to be kept in a checkpoint, "
+            f"got {article} {_type_name(value)}"
+        )
+    if kind in (OrderedDict, Tensor, nn.Parameter):  # their attributes are kept with them
+        _check_children(vars(value), place)
+
+
 def _has_version(contents: Any) -> bool:
     return isinstance(contents, dict) and type(contents.get("version")) is int and contents["version"] == VERSION
 
@@ -128,38 +165,9 @@ def _type_name(value: Any) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _check_loadable(value: Any, place: str) -> None:
-    """Raise a TypeError with the place of a value that ``torch.load(weights_only=True)`` would not load."""
-    kind = type(value)
-    if kind in _PLAIN or (kind is int and (value if value >= 0 else ~value).bit_length() <= _MAX_INT_BITS):
-        return
-    if kind in (dict, OrderedDict, Counter):
-        for key in value:
-            if type(key) not in (str, int, float, bool):
-                raise TypeError(
-                    f"the keys of {place or 'contents'} must be strings or numbers to be kept in a checkpoint, "
-                    f"got a {_type_name(key)}"
-                )
-            _check_loadable(key, f"the key of {place or 'contents'}")
-        _check_children(value, place)
-    elif kind in (list, tuple):
-        _check_children(dict(enumerate(value)), place)
-    elif kind is set:
-        for item in value:
-            _check_loadable(item, f"what is in {place}")
-    elif kind not in (Tensor, nn.Parameter) or value.is_nested or value.is_mkldnn:
-        article = "too long an" if kind is int else "a"
-        raise TypeError(
-            f"{place or 'contents'} must be plain values and tensors to be kept in a checkpoint, "
-            f"got {article} {_type_name(value)}"
-        )
-    if kind in (OrderedDict, Tensor, nn.Parameter):  # their attributes are kept with them
-        _check_children(vars(value), place)
-
-
 def _check_children(children: dict[Any, Any], place: str) -> None:
     for name, child in children.items():
-        _check_loadable(child, f"{place}.{name}" if place else str(name))
+        check_loadable(child, f"{place}.{name}" if place else str(name))
 
 
 def _save(contents: dict[str, Any], file: IO[bytes]) -> None:

@@ -13,7 +13,7 @@ from ...engine import Callback, Logger, State, Time, TimeUnit
 from .. import distributed
 from ..checks import check_choice, check_folder, check_num_to_keep, check_save_interval
 from ..settings import check_same_on_all_ranks
-from .contents import contents_of
+from .contents import check_savable, contents_of
 from .file import write_checkpoint
 from .folder import CHECKPOINT_NAME, checkpoint_name, newest_first, remove_old, remove_stale, set_pointer
 from .shards import remove_shards, write_shards
@@ -68,6 +68,8 @@ class CheckpointSaver(Callback):
         self._damaged: set[str] = set()  # newer than the checkpoint that the run was resumed from
         self._periods = 0  # whole intervals that were over at the last look
         self._clock = 0.0
+        self._counts = {"batches": 0, "epochs": 0, "evaluations": 0}  # since fit began
+        self._may_have_changed = False
 
     def init(self, state: State, logger: Logger) -> None:
         """Refuse to look for the best where nothing is evaluated."""
@@ -116,6 +118,7 @@ class CheckpointSaver(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """See whether this evaluation is the best."""
+        self._count("evaluations")
         if self._best_metric is None or state.max_duration is None:
             return
         if self._best_metric not in state.eval_metrics:
@@ -130,10 +133,12 @@ class CheckpointSaver(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if it is time."""
+        self._count("batches")
         self._save_if_due(state, logger)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if it is time."""
+        self._count("epochs")
         self._save_if_due(state, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
@@ -191,6 +196,17 @@ class CheckpointSaver(Callback):
         is_due, self._periods = periods > self._periods, periods
         if is_due or self._is_better:
             self.save_once(state, logger)
+        elif self._may_have_changed:
+            check_savable(state, logger)
+        self._may_have_changed = False
+
+    def _count(self, what: str) -> None:
+        """Count what may change the kind of a state, which is checked after the first one and ever less often.
+
+        So a state that can no longer be saved is found long before the next save is due.
+        """
+        self._counts[what] += 1
+        self._may_have_changed |= self._counts[what].bit_count() == 1
 
     def _count_periods(self, state: State) -> int:
         """How many whole intervals are over; by the clock of rank 0 where it is about time."""

@@ -66,6 +66,11 @@ def write_shards(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**marked, "shards": {"folder": folder.name, "files": digests, "tensors": make_index(metadata)}}
 
 
+def without_shards(value: Any) -> Any:
+    """The same nest of values with plain ones in the place of the sharded tensors."""
+    return _marked(value, "", {})
+
+
 def check_shards(contents: Mapping[str, Any], folder: Path) -> None:
     """Compare the files of the sharded tensors with what the checkpoint says of them.
 

@@ -161,7 +161,10 @@ def attempt(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attempt]:
     assert bytes_of(run) == before
 
 
-FREE = ("max_duration", "torch", "python", "device", "world_size", "deterministic_mode", "eval_interval", "parallelism")
+FREE = (
+    *("max_duration", "torch", "python", "device", "world_size"),
+    *("deterministic_mode", "eval_interval", "parallelism", "buffers"),
+)
 
 
 class TestWhatTheProjectWrites:
