@@ -68,7 +68,9 @@ def _is_tensor(tensor: Any) -> bool:
     if not isinstance(tensor, dict) or not isinstance(tensor.get("dtype"), torch.dtype):
         return False
     size, parts = tensor.get("size"), tensor.get("parts")
-    return _are_counts(size) and isinstance(parts, list) and all(_is_part(part, len(size)) for part in parts)
+    if not isinstance(size, list) or not _are_counts(size) or not isinstance(parts, list):
+        return False
+    return all(_is_part(part, len(size)) for part in parts)
 
 
 def _is_part(part: Any, num_dims: int) -> bool:
