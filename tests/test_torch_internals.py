@@ -220,6 +220,18 @@ class TestStochasticDepth:
         assert seen == [False, True]
         assert not depth_internals.is_in_backward()
 
+    def test_a_transform_of_torch_func_is_known_inside_it(self) -> None:
+        """`torch._C._are_functorch_transforms_active`."""
+        seen: list[bool] = []
+
+        def function(x: Tensor) -> Tensor:
+            seen.append(depth_internals.is_transforming())
+            return x.sum()
+
+        torch.func.grad(function)(torch.ones(2))
+        function(torch.ones(2, requires_grad=True)).backward()
+        assert seen == [True, False]
+
     def test_the_active_ddp_is_known_inside_its_forward(self, tmp_path: Path) -> None:
         """`DistributedDataParallel._active_ddp_module`."""
         seen = []

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .torch_internals import is_transforming
+
 
 def add_to_rows(
     x: Tensor,
@@ -36,6 +38,10 @@ def add_to_rows(
         A new batch of the shape of the shortcut's result.
     """
     runs = _Runs(chosen, dim)
+    if is_transforming():
+        rest = x if shortcut is None else shortcut(x)
+        total = torch.add(runs.take(rest), residual(runs.take(x)), alpha=alpha)
+        return runs.put(rest, total.relu() if relu else total)
     if shortcut is None:
         rows, base, rest = _TakeRows.apply(x, runs, True)
         return _PutSum.apply(rest, base, residual(rows), alpha, relu, runs)
@@ -81,7 +87,7 @@ class _Runs:
         """
         if torch.is_grad_enabled():  # a backward pass that will itself be differentiated
             base = self.take(rest) if base is None else base
-            return self._put(rest, torch.add(base, rows, alpha=alpha))
+            return self.put(rest, torch.add(base, rows, alpha=alpha))
         total = torch.empty_like(rest, dtype=torch.promote_types(rest.dtype, rows.dtype))
         for target, other in zip(self._cut(total, self._others), self._cut(rest, self._others), strict=True):
             target.copy_(other)
@@ -90,7 +96,8 @@ class _Runs:
             torch.add(one, other, alpha=alpha, out=target)
         return total
 
-    def _put(self, rest: Tensor, rows: Tensor) -> Tensor:
+    def put(self, rest: Tensor, rows: Tensor) -> Tensor:
+        """The whole batch `rest` with `rows` in place of its chosen rows."""
         cut = [
             *zip(self._others, self._cut(rest, self._others), strict=True),
             *zip(self._chosen, self._cut(rows, self._among_chosen), strict=True),
@@ -101,10 +108,11 @@ class _Runs:
         return [x.narrow(self._dim, start, length) for start, length in spans]
 
 
-# Without these functions, autograd would pad the gradients of rows and rest with zeros, in contiguous format, and
-# add them; and a ReLU on the chosen rows would be computed in a separate tensor and then copied. Here the chosen
-# rows are moved at most once in each direction, the others once. Gradients get the memory format of the values,
-# since one in another format makes every operation before it convert (twice the time of a block in channels-last).
+# `torch.func` transforms the plain operations in `add_to_rows`. Without these functions, autograd would pad the
+# gradients of rows and rest with zeros, in contiguous format, and add them; and a ReLU on the chosen rows would be
+# computed in a separate tensor and then copied. Here the chosen rows are moved at most once in each direction, the
+# others once. Gradients get the memory format of the values, since one in another format makes every operation before
+# it convert (twice the time of a block in channels-last).
 
 
 class _TakeRows(Function):

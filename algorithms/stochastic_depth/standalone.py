@@ -103,6 +103,11 @@ class _DrawBeforeForward:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A forward that is recomputed in its backward pass keeps the plan it had.
         if module.training and not self.plan.follows_trainer and not is_in_backward():
+            if torch.jit.is_tracing():
+                raise RuntimeError(
+                    "torch.jit.trace must be given the model in evaluation mode, as the graph would hold the plan of "
+                    "one step, got it in training mode"
+                )
             num_rows = _num_rows((args, kwargs), self.batch_dim)
             if num_rows is None and self.plan.method == "sample":
                 raise ValueError('stochastic_method="sample" needs a tensor among the model\'s inputs, got none')

@@ -61,7 +61,8 @@ class Branch:
         x = self.prepare(block, x)
         residual = self.residual(block, x, *args, **kwargs)
         shortcut = self.take_shortcut(block, x)
-        if self.gives_new_tensor and not torch.is_grad_enabled():
+        # torch.jit.trace runs the model with gradients and without, and compares the graphs.
+        if self.gives_new_tensor and not torch.is_grad_enabled() and not torch.jit.is_tracing():
             return self.finish(block, torch.add(shortcut, residual, alpha=scale, out=residual))
         return self.finish(block, torch.add(shortcut, residual, alpha=scale))
 
