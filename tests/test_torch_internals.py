@@ -220,6 +220,19 @@ class TestStochasticDepth:
         assert seen == [False, True]
         assert not depth_internals.is_in_backward()
 
+    @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+    def test_tracing_is_known_inside_it(self) -> None:
+        """`torch._C._is_tracing`."""
+        seen: list[bool] = []
+
+        def function(x: Tensor) -> Tensor:
+            seen.append(depth_internals.is_tracing())
+            return x + 1
+
+        torch.jit.trace(function, torch.ones(2), check_trace=False)
+        function(torch.ones(2))
+        assert seen == [True, False]
+
     def test_a_transform_of_torch_func_is_known_inside_it(self) -> None:
         """`torch._C._are_functorch_transforms_active`."""
         seen: list[bool] = []

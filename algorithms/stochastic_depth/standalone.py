@@ -15,7 +15,7 @@ from .settings import DropUnit
 from .stochastic_block import outside_of_graphs
 from .stochastic_depth import StochasticDepth
 from .surgery import restore, stochastic_blocks
-from .torch_internals import is_in_backward, remove_forward_hooks
+from .torch_internals import is_in_backward, is_tracing, remove_forward_hooks
 
 
 def apply_stochastic_depth(
@@ -103,7 +103,7 @@ class _DrawBeforeForward:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A forward that is recomputed in its backward pass keeps the plan it had.
         if module.training and not self.plan.follows_trainer and not is_in_backward():
-            if torch.jit.is_tracing():
+            if is_tracing():
                 raise RuntimeError(
                     "torch.jit.trace must be given the model in evaluation mode, as the graph would hold the plan of "
                     "one step, got it in training mode"

@@ -20,7 +20,7 @@ from .last_layer import last_parameters
 from .plan import DropPlan
 from .rates import check_rate
 from .rows import add_to_rows, take_rows
-from .torch_internals import is_in_backward, maybe_mark_dynamic
+from .torch_internals import is_in_backward, is_tracing, maybe_mark_dynamic
 
 _BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -227,7 +227,7 @@ class StochasticBlock(nn.Module):
         """Compare the split with the block's own forward, unless the tests of this package did."""
         if self.block_type.is_verified or "_is_checked" in self.__dict__ or x.is_meta or is_in_backward():
             return
-        if torch.jit.is_tracing() or self.block_type.has_state(self, args, kwargs):
+        if is_tracing() or self.block_type.has_state(self, args, kwargs):
             return  # the check would become a part of the graph, or change the state
         check_split(self, self.block_name, self.block_type, x, args, kwargs)
         self._is_checked = True

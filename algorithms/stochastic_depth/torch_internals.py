@@ -12,6 +12,11 @@ def is_in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def is_tracing() -> bool:
+    """Whether torch.jit.trace is running this code."""
+    return torch._C._is_tracing()
+
+
 def is_transforming() -> bool:
     """Whether a transform of torch.func is running this code."""
     return torch._C._are_functorch_transforms_active()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..torch_internals import is_tracing
+
 
 def _never(block: Any) -> bool:
     return False
@@ -62,7 +64,7 @@ class Branch:
         residual = self.residual(block, x, *args, **kwargs)
         shortcut = self.take_shortcut(block, x)
         # torch.jit.trace runs the model with gradients and without, and compares the graphs.
-        if self.gives_new_tensor and not torch.is_grad_enabled() and not torch.jit.is_tracing():
+        if self.gives_new_tensor and not torch.is_grad_enabled() and not is_tracing():
             return self.finish(block, torch.add(shortcut, residual, alpha=scale, out=residual))
         return self.finish(block, torch.add(shortcut, residual, alpha=scale))
 
