@@ -170,7 +170,7 @@ def test_no_global_generator_is_read() -> None:
     ("settings", "error", "message"),
     [
         ({"alpha": 0}, ValueError, "alpha must be a finite number > 0, got 0"),
-        ({"alpha": "x"}, ValueError, "alpha must be a finite number > 0, got 'x'"),
+        ({"alpha": "x"}, TypeError, "alpha must be a finite number > 0, got 'x'"),
         ({"interpolate_loss": 1}, TypeError, "interpolate_loss must be True or False, got 1"),
     ],
 )
@@ -182,7 +182,7 @@ def test_bad_settings_are_refused_at_once(settings: Any, error: type[Exception],
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixing": 1.5}, r"mixing must be a finite number >= 0 and <= 1, got 1.5"),
+        ({"mixing": 1.5}, r"mixing must be a number in \[0, 1\], got 1.5"),
         ({"input": torch.zeros(2, 3, dtype=torch.uint8)}, "input must be floating-point to be mixed, got torch.uint8"),
         ({"target": torch.zeros(3)}, r"must have the same number of rows to be mixed, got shapes \(2, 3\) and \(3,\)"),
     ],
