@@ -1,7 +1,4 @@
-"""Checks of the arguments of a Trainer. Every message names the argument, the rule and the value.
-
-Those that take ``(name, value)`` check one argument by itself and return what the Trainer works with.
-"""
+"""Checks of the arguments of a Trainer. Functions of ``(name, value)`` return the checked, converted value."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +17,7 @@ T = TypeVar("T")
 
 
 def check_model(name: str, model: Any) -> nn.Module:
-    """A model must be an ``nn.Module`` with ``loss(outputs, batch)``, not wrapped for parallel training."""
+    """Check that a model is an ``nn.Module`` with ``loss(outputs, batch)``, not wrapped for parallel training."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {model!r}")
     if not callable(getattr(model, "loss", None)):
@@ -53,7 +50,7 @@ def check_attached(state: State) -> None:
 
 
 def check_dataloader(name: str, dataloader: Any) -> Iterable[Any]:
-    """A dataloader must be iterable and, where it has a length, not empty."""
+    """Check that a dataloader is iterable and not empty, as far as its length is known."""
     if not isinstance(dataloader, Iterable):
         raise TypeError(f"{name} must be an iterable of batches, got {dataloader!r}")
     if isinstance(dataloader, (str, bytes, Mapping, Tensor)):
@@ -63,7 +60,7 @@ def check_dataloader(name: str, dataloader: Any) -> Iterable[Any]:
     ):
         raise TypeError(f"{name} must be one dataloader, got a {type(dataloader).__name__} of several")
     try:
-        length = len(dataloader)  # type: ignore[arg-type]  # TypeError is an answer
+        length = len(dataloader)  # type: ignore[arg-type]  # raises a TypeError without a length
     except TypeError:
         return dataloader
     if length == 0:
@@ -72,7 +69,7 @@ def check_dataloader(name: str, dataloader: Any) -> Iterable[Any]:
 
 
 def check_duration(name: str, duration: Any) -> Time:
-    """A duration must be positive and in epochs, batches or samples; an int counts epochs."""
+    """Convert a duration in epochs, batches or samples, above 0; an int counts epochs."""
     time = as_time(duration, name, TimeUnit.EPOCH)
     if time.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE):
         raise ValueError(f'{name} must be in epochs, batches or samples ("ep", "ba", "sp"), got "{time}"')
@@ -82,7 +79,7 @@ def check_duration(name: str, duration: Any) -> Time:
 
 
 def check_eval_interval(name: str, interval: Any) -> Time:
-    """An evaluation interval must not be negative, nor in wall-clock time; an int counts epochs; None is ``"1ep"``."""
+    """Convert an evaluation interval, at least 0, in any unit but wall-clock time. None is ``"1ep"``."""
     if interval is None:
         return Time(1, TimeUnit.EPOCH)
     time = as_time(interval, name, TimeUnit.EPOCH)
@@ -97,12 +94,12 @@ def check_eval_interval(name: str, interval: Any) -> Time:
 
 
 def check_subset(name: str, count: Any) -> int | None:
-    """A number of batches is at least 1; None and -1 are all."""
+    """Check a number of batches; None and -1 mean all."""
     return None if count in (None, -1) else check_int(name, count, ge=1, alternative="-1 for all")
 
 
 def check_save_interval(name: str, interval: Any) -> Time:
-    """An interval between checkpoints must be positive, in any unit; None is ``"1ep"``."""
+    """Convert an interval between checkpoints, above 0, in any unit. None is ``"1ep"``."""
     if interval is None:
         return Time(1, TimeUnit.EPOCH)
     time = as_time(interval, name)
@@ -114,48 +111,48 @@ def check_save_interval(name: str, interval: Any) -> Time:
 
 
 def check_num_to_keep(name: str, count: Any) -> int:
-    """A number of checkpoints is at least 1, or -1 for all; None is 3."""
+    """Check a number of checkpoints; -1 means all. None is 3."""
     if count is None:
         return 3
     return -1 if count == -1 else check_int(name, count, ge=1, alternative="-1 for all")
 
 
 def check_microbatch_size(name: str, size: Any) -> Any:
-    """A microbatch has at least one row; ``"auto"`` starts with the whole batch; None is the whole batch."""
+    """Check a microbatch size; ``"auto"`` and None are allowed."""
     return size if size in (None, "auto") else check_int(name, size, ge=1, alternative='"auto"')
 
 
 def check_seed(name: str, seed: Any) -> int:
-    """A seed is an int that every generator takes."""
+    """Check a seed: an int in [0, 2**32), the range of NumPy's generator."""
     return check_int(name, seed, ge=0, lt=2**32)
 
 
 def check_steps(name: str, count: Any) -> int:
-    """A number of steps is an int >= 0."""
+    """Check a number of steps: an int >= 0."""
     return check_int(name, count, ge=0)
 
 
 def check_timeout(name: str, seconds: Any) -> float:
-    """A timeout is a positive number of seconds."""
+    """Check a timeout: a number of seconds above 0."""
     return check_number(name, seconds, gt=0)
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """A switch is True or False."""
+    """Check that a value is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """One of several words."""
+    """Check that a value is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 
 
 def check_device(name: str, device: Any) -> torch.device:
-    """A device must be available; None is the GPU where there is one; ``"gpu"`` is another word for ``"cuda"``."""
+    """Convert a device and check that it is available. None is the GPU if there is one; ``"gpu"`` is ``"cuda"``."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -172,7 +169,7 @@ def check_device(name: str, device: Any) -> torch.device:
 
 
 def check_run_name(name: str, run_name: Any) -> str:
-    """The name of a run must be one plain folder name, so that it stays within ``runs``."""
+    """Check that a run name is a plain folder name, so that its path stays inside ``runs``."""
     if not isinstance(run_name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", run_name, re.ASCII):
         raise ValueError(
             f"{name} must be letters, digits and . _ + -, and start with a letter or digit, got {run_name!r}"
@@ -181,7 +178,7 @@ def check_run_name(name: str, run_name: Any) -> str:
 
 
 def check_folder(name: str, folder: Any) -> Path:
-    """A folder must be a path on this machine; a relative one is made absolute, so that it stays where it is."""
+    """Convert a local path to an absolute one, which later changes of the working directory do not affect."""
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise TypeError(f"{name} must be a path, got {folder!r}")
     if "://" in str(folder) or "{" in str(folder):
@@ -190,14 +187,14 @@ def check_folder(name: str, folder: Any) -> Path:
 
 
 def check_path(name: str, path: Any) -> Path:
-    """A path to read from."""
+    """Convert a path to read from to an absolute one."""
     if not isinstance(path, (str, Path)):
         raise TypeError(f"{name} must be a path, got {path!r}")
     return Path(path).absolute()
 
 
 def as_sequence(name: str, value: Any, kind: type[T]) -> tuple[T, ...]:
-    """One object of a kind, or a sequence of them, as a tuple."""
+    """Convert one object of type `kind`, or a sequence of them, to a tuple."""
     values: Sequence[Any] = () if value is None else (value,) if isinstance(value, kind) else value
     if not isinstance(values, (tuple, list)):
         raise TypeError(f"{name} must be {kind.__name__} objects, got {value!r}")
@@ -208,22 +205,22 @@ def as_sequence(name: str, value: Any, kind: type[T]) -> tuple[T, ...]:
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
-    """Every parameter of an optimizer must be one of the model, and it must step without a closure."""
+    """Check that optimizers hold only parameters of the model, and step without a closure."""
     known = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
         if isinstance(optimizer, LBFGS):
             raise ValueError("optimizers must step without a closure, got LBFGS, which needs one")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        strangers = sum(id(parameter) not in known for parameter in parameters)
-        if strangers:
+        num_unknown = sum(id(parameter) not in known for parameter in parameters)
+        if num_unknown:
             raise ValueError(
-                f"optimizers must hold parameters of the model only, {type(optimizer).__name__} holds {strangers} of "
+                f"optimizers must hold parameters of the model only, {type(optimizer).__name__} holds {num_unknown} of "
                 f"{len(parameters)} that are not among those of {type(model).__name__}"
             )
 
 
 def as_evaluators(name: str, value: Any) -> tuple[Evaluator, ...]:
-    """One dataloader, a dictionary of names to dataloaders, an `Evaluator` or several: as a tuple of evaluators."""
+    """Convert a dataloader, a dictionary of names to dataloaders, or `Evaluator` objects to a tuple of evaluators."""
     if isinstance(value, Evaluator):
         evaluators = [value]
     elif isinstance(value, Mapping):
@@ -243,7 +240,7 @@ def as_evaluators(name: str, value: Any) -> tuple[Evaluator, ...]:
 
 
 def as_schedulers(name: str, value: Any) -> tuple[LRScheduler | Callable[[Any], float], ...]:
-    """Torch's schedulers, or functions of the state; not both, as they would set the same learning rates."""
+    """Check schedulers: either torch's, or functions of the state, as both would set the same learning rates."""
     values = () if value is None else value if isinstance(value, (tuple, list)) else (value,)
     for item in values:
         if not isinstance(item, LRScheduler) and (isinstance(item, type) or not callable(item)):
@@ -254,7 +251,7 @@ def as_schedulers(name: str, value: Any) -> tuple[LRScheduler | Callable[[Any], 
 
 
 def check_schedulers(schedulers: Sequence[LRScheduler], optimizers: Sequence[Optimizer]) -> None:
-    """Every scheduler must drive one of the optimizers, and step without a metric."""
+    """Check that each scheduler belongs to one of the optimizers, and steps without a metric."""
     for scheduler in schedulers:
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError("schedulers must step without a metric, got ReduceLROnPlateau, which needs one")

@@ -19,26 +19,26 @@ from .weights import check_same_weights
 
 
 def evaluate(engine: Engine, readers: Sequence[tuple[Evaluator, EpochReader]], precision: Precision) -> None:
-    """Evaluate the model in the engine's state on every set of evaluation data, with all events on the way.
+    """Evaluate the model on every set of evaluation data, with all EVAL events.
 
-    Every sample counts once, on however many ranks. ``state.eval_metrics`` then has the numbers and
-    ``state.eval_tensors`` the results that are no numbers. Metrics are reset first, so that a model may return the same
-    objects each time. If the model has ``eval_forward(batch)``, it is called in place of ``forward``, and there is no
-    loss, as in Composer.
+    Every sample counts once, for any number of ranks. Results are stored in ``state.eval_metrics`` (floats) and
+    ``state.eval_tensors`` (tensors with more than one element). Metrics are reset first, so a model may return the
+    same objects each time. If the model has ``eval_forward(batch)``, it is called instead of ``forward`` and no loss is
+    computed, as in Composer.
 
     Args:
         engine: Runs the events.
-        readers: The sets, each with a reader of its data.
+        readers: Each set of data with its reader.
         precision: Dtype of the forward pass.
 
     Raises:
         ValueError: If a set has no batch.
-        TypeError: If there are several ranks and a metric is no torchmetrics one, which could be reduced over them.
+        TypeError: If a metric is not a torchmetrics one on several ranks, and cannot be reduced over them.
         RuntimeError: If the weights differ between ranks that hold copies of them.
     """
     state = engine.state
     check_same_weights(state.model, state.timestamp.batch)
-    distributed.copy_from_rank_zero(state.model.buffers())  # each rank's BatchNorm has seen its own rows
+    distributed.copy_from_rank_zero(state.model.buffers())  # BatchNorm statistics differ between ranks
     before = state.batch, state.batch_num_samples, state.global_batch_num_samples
     label_before, dataloader_before = state.dataloader_label, state.eval_dataloader
     state.eval_metrics, state.eval_tensors = {}, {}
@@ -54,10 +54,10 @@ def evaluate(engine: Engine, readers: Sequence[tuple[Evaluator, EpochReader]], p
 
 
 def check_metric_names(model: Any, evaluators: Sequence[Evaluator]) -> None:
-    """Refuse evaluators that select metrics which the model does not have.
+    """Check that the model has the metrics that evaluators select.
 
     Raises:
-        ValueError: It names the selection and the metrics of the model.
+        ValueError: If a name selects no metric.
     """
     for evaluator in evaluators:
         if evaluator.metric_names is not None:
@@ -72,7 +72,7 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     forward = model.eval_forward if has_own_forward else model
     loss, parts, count = torch.zeros((), device=state.device), LossParts(), 0
     run_event(Event.EVAL_START)
-    distributed.copy_from_rank_zero(model.buffers())  # again: an algorithm may evaluate other buffers
+    distributed.copy_from_rank_zero(model.buffers())  # again: an algorithm may have replaced them at EVAL_START
     batches = read_batches(engine, reader, Event.EVAL_BEFORE_DATALOADER, Event.EVAL_AFTER_DATALOADER)
     for _ in islice(batches, state.eval_subset_num_batches):
         run_event(Event.EVAL_BATCH_START)
@@ -100,17 +100,17 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
                 numbers[full_name] = float(value)
             else:
                 tensors[full_name] = value.detach().cpu()
-    # Ranks act on these numbers, so they must be the same to the last bit.
+    # Stoppers and checkpoints depend on these numbers, so all ranks must have exactly the same.
     numbers, tensors = distributed.from_rank_zero((numbers, tensors))
     state.eval_metrics.update(numbers)
     state.eval_tensors.update(tensors)
     engine.logger.log_metrics(numbers)
-    reshard(model)  # so that algorithms find the same parameters at EVAL_END as at EVAL_START
+    reshard(model)  # so that parameters are sharded at EVAL_END as at EVAL_START
     run_event(Event.EVAL_END)
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in the result of a metric, which may be a dictionary or a tuple of them."""
+    """Yield the tensors in the result of a metric, which may be a dictionary or tuple of tensors."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flatten(f"{name}/{key}", item)
@@ -145,7 +145,7 @@ def _metrics_of(model: Any) -> dict[str, Any]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and afterwards each back into the mode it was in."""
+    """Put all modules into evaluation mode, and restore the mode of each afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

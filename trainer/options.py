@@ -1,6 +1,6 @@
-"""Every option of the Trainer once: how it is checked, whether ranks must agree on it, whether a resume needs it.
+"""The options of the Trainer: how each is checked, whether ranks must agree on it, and whether a resume must match.
 
-The signature of `Trainer` has the names, the defaults and the documentation; a test compares the two.
+Names, defaults and documentation are in the signature of `Trainer`; a test compares the two.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,16 +28,16 @@ OnResume = Literal["must match", "may change"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What holds for one option.
+    """The rule of one option.
 
     Args:
-        check: Takes name and value, raises if the value is bad, and returns what the Trainer works with.
-        needs: The option without which this one would have no effect.
-        same_on_ranks: Whether all ranks must be given the same.
-        on_resume: Whether it must match the run that is resumed, or may change, which is logged then. None for
-            what says nothing about the training and is not among its settings.
-        describe: Turns the value into plain values, to be compared. None where `describe` of settings does it after
-            INIT, as the option is a part of the `State` that algorithms may change.
+        check: Called with name and value; raises if the value is invalid, and returns the converted value.
+        needs: The option without which this one has no effect.
+        same_on_ranks: Whether the value must be the same on all ranks.
+        on_resume: Whether the value must match that of the resumed run, or may change, which is logged. None for
+            options that do not affect training and are not part of its settings.
+        describe: Converts the value to plain values for comparison. None for options in the `State`, which algorithms
+            may change at INIT: `settings.describe` describes them after that.
     """
 
     check: Callable[[str, Any], Any]
@@ -79,7 +79,7 @@ def _one_of(choices: Any) -> Callable[[str, Any], Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a Trainer after their checks."""
+    """The checked options of a Trainer."""
 
     model: Annotated[nn.Module, Rule(checks.check_model, on_resume="must match", describe=None)]
     train_dataloader: Annotated[
@@ -129,25 +129,25 @@ class Options:
 
     @property
     def torch_schedulers(self) -> tuple[LRScheduler, ...]:
-        """The schedulers of torch."""
+        """The torch schedulers among `schedulers`."""
         return tuple(item for item in self.schedulers if isinstance(item, LRScheduler))
 
     @property
     def schedules(self) -> tuple[Callable[[State], float], ...]:
-        """The schedules that are functions of the state."""
+        """The functions of the state among `schedulers`."""
         return tuple(item for item in self.schedulers if not isinstance(item, LRScheduler))
 
     @property
     def halve_microbatches(self) -> bool:
-        """Whether a step that runs out of memory is repeated in smaller microbatches."""
+        """Whether a step that runs out of memory is repeated with smaller microbatches."""
         return self.device_train_microbatch_size == "auto"
 
     def for_ranks(self) -> dict[str, Any]:
-        """What all ranks must agree on, as plain values."""
+        """The options that all ranks must agree on, as plain values."""
         return self._described(lambda rule: rule.same_on_ranks)
 
     def for_settings(self) -> dict[str, Any]:
-        """What belongs to the settings of the run, as plain values."""
+        """The options that are part of the settings of the run, as plain values."""
         return self._described(lambda rule: rule.on_resume is not None)
 
     def _described(self, is_asked_for: Callable[[Rule], bool]) -> dict[str, Any]:
@@ -168,14 +168,14 @@ MAY_CHANGE = frozenset(name for name, rule in RULES.items() if rule.on_resume ==
 
 
 def check_options(given: Mapping[str, Any]) -> Options:
-    """Check every option by itself, then those that depend on each other.
+    """Check each option, then combinations of options.
 
     Args:
         given: All arguments of the Trainer by name.
 
     Raises:
-        TypeError: If an option is of the wrong kind.
-        ValueError: If it breaks its rule, or would have no effect.
+        TypeError: If an option has the wrong type.
+        ValueError: If its value is invalid, or it would have no effect.
     """
     for name, rule in RULES.items():
         if rule.needs is not None and given[rule.needs] is None and given[name] not in (None, False):

@@ -21,17 +21,18 @@ from .torch_internals import buffer_slots, split_scheduler
 
 _log = logging.getLogger(__name__)
 
-# What may differ at a resume besides options; a warning names it. Buffers are compared one by one when they are loaded.
+# Besides options, these may differ from the resumed run; a warning names them. Buffers are compared when they are
+# loaded.
 _ENVIRONMENT = ("torch", "python", "world_size", "buffers")
-_CODE = re.compile(r"(\d+\.\d+):[0-9a-f]+")  # of a function: the version of Python, and a hash
+_CODE = re.compile(r"(\d+\.\d+):[0-9a-f]+")  # code of a function: version of Python and hash
 
 
 def describe(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the settings of a run as nested plain values; a warning names those that cannot be compared.
+    """Describe the settings of a run as nested plain values. Logs a warning for settings that cannot be compared.
 
     Args:
-        state: The run before its first step.
-        options: Those of the Trainer that are not taken from the state.
+        state: State before the first step.
+        options: Options of the Trainer that are not part of the state.
     """
     settings = {
         **options,
@@ -57,16 +58,16 @@ def describe(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
-    """Describe a dataloader without reading from it; None for none."""
+    """Describe a dataloader without reading from it."""
     if dataloader is None:
         return None
     sizes: dict[str, Any] = {"name": type(dataloader).__name__}
     for name, value in (("batches", dataloader), ("samples", getattr(dataloader, "dataset", None))):
         try:
-            sizes[name] = len(value)  # type: ignore[arg-type]  # TypeError is the answer
+            sizes[name] = len(value)  # type: ignore[arg-type]  # raises a TypeError without a length
         except TypeError:
             sizes[name] = None
-    is_custom = getattr(dataloader, "batch_size", None) is None  # the dataloader then has a default sampler
+    is_custom = getattr(dataloader, "batch_size", None) is None  # sampler is then a placeholder
     return {
         **sizes,
         "sampler": _describe_sampler(getattr(dataloader, "batch_sampler" if is_custom else "sampler", None)),
@@ -77,10 +78,10 @@ def describe_dataloader(dataloader: Any) -> dict[str, Any] | None:
 
 
 def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
-    """Check that all ranks were started with the same settings.
+    """Check that all ranks have the same settings.
 
     Raises:
-        ValueError: With the first rank that differs from rank 0, and the setting.
+        ValueError: If they differ; the message names the first rank and setting that differ from rank 0.
     """
     first, *others = distributed.gather(settings)
     for rank, other in enumerate(others, start=1):
@@ -89,15 +90,15 @@ def check_same_on_all_ranks(settings: dict[str, Any]) -> None:
 
 
 def check_same_training(saved: Any, settings: Mapping[str, Any], may_change: Collection[str]) -> None:
-    """Check that the settings that must match when resuming do, and warn of all other changes.
+    """Check that the settings match those of the resumed run; log a warning for changes that are allowed.
 
     Args:
-        saved: The settings in the checkpoint.
-        settings: Of the run that resumes.
-        may_change: The options that need not match.
+        saved: Settings in the checkpoint.
+        settings: Settings of this run.
+        may_change: Names of options that may differ.
 
     Raises:
-        ValueError: With all settings that must match and do not.
+        ValueError: If other settings differ; the message lists them.
     """
     if not isinstance(saved, dict):
         raise ValueError(f"the settings in a checkpoint must be a dictionary, got a {type(saved).__name__}")
@@ -114,7 +115,7 @@ def check_same_training(saved: Any, settings: Mapping[str, Any], may_change: Col
 
 
 def _differences(before: Any, after: Any, name: str = "") -> list[str]:
-    """What differs, as ``name: before -> after``."""
+    """The differences, as ``name: before -> after``."""
     if isinstance(before, dict) and isinstance(after, dict) and before.get("class") == after.get("class"):
         keys = [*before, *(key for key in after if key not in before)]
         pairs = [(f"{name}.{key}", before.get(key), after.get(key)) for key in keys]
@@ -140,7 +141,7 @@ def _shorten(value: Any) -> str:
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    """The number of parameters, and a hash of names, shapes and dtypes."""
+    """The number of parameters, with a hash of their names, shapes and dtypes."""
     parameters = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
     digest = hashlib.sha256(repr(parameters).encode()).hexdigest()
     return f"{sum(p.numel() for p in model.parameters())} ({digest[:16]})"
@@ -164,7 +165,7 @@ def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _describe_scheduler(scheduler: LRScheduler) -> dict[str, Any]:
-    """The values that `scheduler` saves, and its functions, which it does not save."""
+    """Describe the state_dict of `scheduler` and its functions, which are not part of it."""
     saved, inner_schedulers = split_scheduler(scheduler)
     functions = {name: value for name, value in vars(scheduler).items() if _has_functions(value)}
     inner = [_describe_scheduler(item) for item in inner_schedulers]
@@ -181,7 +182,7 @@ def _has_functions(value: Any) -> bool:
 
 
 def _describe_sampler(sampler: Any) -> Any:
-    """A sampler with its settings, without the dataset and the generator, which the Trainer seeds."""
+    """Describe the settings of a sampler, without its dataset and its generator, which the Trainer seeds."""
     described = describe_value(sampler)
     if not isinstance(sampler, Sampler) or not isinstance(described, dict):
         return described

@@ -1,4 +1,4 @@
-"""Treat SIGTERM and SIGINT as a request to stop: the running step is finished and saved first."""
+"""SIGTERM and SIGINT as requests to stop after the current step."""
 
 import signal
 import threading
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class TrainingInterrupted(SystemExit):
-    """Training was stopped by a signal, after a checkpoint was saved.
+    """Raised when a signal has stopped the training, after a checkpoint was saved.
 
-    The exit code of an uncaught one is 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT.
+    If it is not caught, the process exits with code 128 + signal number: 143 for SIGTERM, 130 for SIGINT.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -21,9 +21,9 @@ class TrainingInterrupted(SystemExit):
 
 
 class SignalListener:
-    """A context that records the first SIGTERM or SIGINT in `received`; a second one has its usual effect.
+    """Context manager that records the first SIGTERM or SIGINT in `received`; a second one has its default effect.
 
-    Outside of the main thread, which alone may set signal handlers, the context does nothing.
+    Signal handlers can only be set in the main thread; in other threads the context does nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -360,8 +360,8 @@ class TestAFullDisk:
         assert differences(expected, fit(trainer)) == []
         errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
         assert errors == [
-            f"no space left to save {Path().absolute()}/saved/ep0-ba{n}.pt: training goes on, "
-            "the checkpoint before is kept"
+            f"no space left to save {Path().absolute()}/saved/ep0-ba{n}.pt, training continues with "
+            "the previous one kept"
             for n in (2, 3)
         ]
         self.check_folder("ep0-ba4.pt", "ep0-ba5.pt")

@@ -1,7 +1,7 @@
-"""Bounds on the time and memory that reading a checkpoint takes, in proportion to its size.
+"""Bounds on the time and memory for reading a checkpoint, in proportion to its size.
 
-In a pickle one object may stand in many places by reference, and a tensor may repeat its memory. A small crafted file
-can therefore hold values that take forever to walk through, to hash or to copy.
+A pickle can refer to one object many times, and an expanded tensor repeats its memory. A small crafted file can
+therefore hold values that take very long to traverse, hash or copy.
 """
 
 import pickletools
@@ -14,21 +14,21 @@ _MAX_DEPTH = 200
 _MIN_VALUES, _VALUES_PER_BYTE = 2**16, 4
 _MIN_BYTES, _BYTES_PER_BYTE = 2**28, 4
 
-_HASHING = ("REDUCE", "NEWOBJ", "ADDITEMS", "FROZENSET")  # what these get may become members of a set
+_HASHING = ("REDUCE", "NEWOBJ", "ADDITEMS", "FROZENSET")  # their arguments may become elements of a set
 _MARK = object()
 
 
 def check_expansion(contents: Any, pickle_size: int, file_size: int) -> None:
-    """Refuse contents that hold many more values, or larger tensors, than the file has bytes for.
+    """Check that contents do not hold many more values, or larger tensors, than the file has bytes for.
 
     Args:
-        contents: Of a checkpoint.
-        pickle_size: Bytes of its pickled part.
-        file_size: Bytes of the whole file.
+        contents: Contents of a checkpoint.
+        pickle_size: Number of bytes of its pickles.
+        file_size: Number of bytes of the whole file.
 
     Raises:
-        ValueError: If there are too many values, counted in each place where they stand, too many bytes of tensors,
-            or the nesting is too deep.
+        ValueError: If there are too many values (each reference counts), tensors have too many bytes, or the nesting
+            is too deep.
     """
     max_values = _MIN_VALUES + _VALUES_PER_BYTE * pickle_size
     max_bytes = _MIN_BYTES + _BYTES_PER_BYTE * file_size
@@ -41,7 +41,7 @@ def check_expansion(contents: Any, pickle_size: int, file_size: int) -> None:
             num_bytes += value.numel() * value.element_size()
         children = _children(value)
         if num_values + len(stack) + len(children) > max_values:
-            raise ValueError("it holds the same values in too many places")
+            raise ValueError("it refers to the same values too many times")
         if num_bytes > max_bytes:
             raise ValueError("it holds tensors that are larger than the file; expanded tensors must be made contiguous")
         if depth > _MAX_DEPTH:
@@ -50,14 +50,14 @@ def check_expansion(contents: Any, pickle_size: int, file_size: int) -> None:
 
 
 def check_hashing(pickled: bytes) -> None:
-    """Refuse a pickle that takes long to hash while it is loaded: tuples of references to tuples, as keys.
+    """Check that loading a pickle does not hash deeply nested keys, such as tuples of references to tuples.
 
     Raises:
-        ValueError: If it does, or is no pickle.
+        ValueError: If it does, or if it is not a pickle.
     """
     limit = _MIN_VALUES + _VALUES_PER_BYTE * len(pickled)
     hashed = 0
-    stack: list[Any] = []  # the number of values in each object
+    stack: list[Any] = []  # number of values in each object
     memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(pickled):
         name = opcode.name
@@ -80,7 +80,7 @@ def check_hashing(pickled: bytes) -> None:
 
 
 def _take(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[int]:
-    """What an opcode takes from the stack, without marks."""
+    """Pop the arguments of an opcode from the stack, without marks."""
     names = [item.name for item in opcode.stack_before]
     taken: list[int] = []
     if "mark" in names:

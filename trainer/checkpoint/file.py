@@ -1,7 +1,8 @@
-"""One checkpoint as one file, written atomically and verified before use.
+"""The file of one checkpoint, written atomically and verified before it is loaded.
 
-The file is what ``torch.save`` writes, a zip archive of uncompressed records. Its comment holds the SHA-256 of every
-byte before it: the archive's own checksums do not cover its directory, where one flipped bit can change a tensor.
+The file is a zip archive of uncompressed records, as ``torch.save`` writes it. The archive comment holds the SHA-256 of
+all bytes before it, because the checksums of the archive do not cover its directory, where one flipped bit can change
+a tensor.
 """
 
 import hashlib
@@ -29,15 +30,15 @@ VERSION = 3
 _COMMENT_START = b"sha256:"
 _COMMENT_LENGTH = len(_COMMENT_START) + 64
 _PLAIN = (NoneType, bool, float, complex, str, torch.Size, torch.dtype, torch.device)
-_MAX_INT_BITS = 8 * 255 - 1  # longer ones are pickled in a way that torch's safe loader does not read
+_MAX_INT_BITS = 8 * 255 - 1  # longer ints use a pickle opcode that weights_only=True does not support
 
 
 class CheckpointError(ValueError):
-    """A file, or every file of a folder, cannot be loaded.
+    """Raised if a checkpoint, or every checkpoint of a folder, cannot be loaded.
 
     Args:
         path: The file or folder.
-        reason: Why, in one line.
+        reason: The reason, in one line.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -57,10 +58,10 @@ def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
         contents: Plain values and tensors in dictionaries, lists, tuples and sets, with ``"version"`` 3.
 
     Raises:
-        TypeError: If `contents` holds something that could not be loaded safely.
-        ValueError: If `contents` has another version, or holds the same large values in many places.
+        TypeError: If `contents` holds a type that ``torch.load(weights_only=True)`` does not load.
+        ValueError: If `contents` has another version, or refers to the same large values many times.
         OSError: If the file cannot be written, for example because the disk is full. The old file is unchanged,
-            unless only the last step failed, which makes the new name survive a power failure.
+            unless only the final fsync of the folder failed.
     """
     check_loadable(contents, "")
     if not _has_version(contents):
@@ -72,20 +73,20 @@ def write_checkpoint(path: Path, contents: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Verify a checkpoint, then load it to the CPU. Code in it never runs, and time and memory are bounded by its size.
+    """Verify a checkpoint and load it to the CPU. No code in it is run, and its size bounds time and memory.
 
     Returns:
-        The contents that `write_checkpoint` was given, bit for bit.
+        The contents that were passed to `write_checkpoint`.
 
     Raises:
-        CheckpointError: If the file is missing, was cut or changed, is not a checkpoint or one of another version,
-            holds more than plain values and tensors, or is a link that leaves its folder.
+        CheckpointError: If the file is missing, truncated or modified, is not a checkpoint or has another version,
+            holds more than plain values and tensors, or is a link to a file outside its folder.
     """
     if not path.is_file():
         raise CheckpointError(path, "there is no such file")
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
-        raise CheckpointError(path, "it is a link that leaves its folder")
-    # The file is opened once: what is loaded was verified, even if the name is given to another file meanwhile.
+        raise CheckpointError(path, "it is a link to a file outside its folder")
+    # Open the file only once, so that the verified file is loaded even if another process replaces it.
     with _refusing(path, "it cannot be read"), open(path, "rb") as file:
         _check_bytes(path, file)
         with _refusing(path, "it is not an archive of uncompressed records"):
@@ -175,7 +176,7 @@ def _save(contents: dict[str, Any], file: IO[bytes]) -> None:
     try:
         torch.save(contents, file)
     except RuntimeError as error:
-        # torch closes its archive even after a failure, and then raises that error instead of a full disk or Ctrl-C
+        # After an error torch still closes the archive, and raises that failure instead of the full disk or Ctrl-C.
         first = error.__context__
         if first is None or first is before:
             raise
@@ -192,7 +193,7 @@ def _seal(file: IO[bytes]) -> None:
 
 
 def _comment(file: IO[bytes], length: int) -> bytes:
-    """The comment that belongs to the first `length` bytes."""
+    """The archive comment with the checksum of the first `length` bytes."""
     digest = hashlib.sha256()
     file.seek(0)
     while length > 0 and (chunk := file.read(min(length, 2**20))):
@@ -203,7 +204,7 @@ def _comment(file: IO[bytes], length: int) -> bytes:
 
 @contextmanager
 def _refusing(path: Path, reason: str) -> Iterator[None]:
-    """Turn every error into a `CheckpointError`, as a damaged file can raise nearly anything."""
+    """Convert all exceptions to `CheckpointError`: a damaged file can raise nearly any type."""
     try:
         yield
     except CheckpointError:
@@ -223,11 +224,11 @@ def _check_bytes(path: Path, file: IO[bytes]) -> None:
     if not comment.startswith(_COMMENT_START):
         raise CheckpointError(path, f"it does not end with a checksum: {_describe_foreign(file)}")
     if comment != _comment(file, length):
-        raise CheckpointError(path, "its checksum does not match: it was cut or changed after it was written")
+        raise CheckpointError(path, "its checksum does not match, it was truncated or modified after it was written")
 
 
 def _describe_foreign(file: IO[bytes]) -> str:
-    """What a file without a checksum is, as far as its first bytes and its directory tell."""
+    """Guess from its first bytes and its archive directory what a file without a checksum is."""
     file.seek(0)
     start = file.read(16)
     advice = "load its weights into the model yourself, with"
@@ -235,19 +236,19 @@ def _describe_foreign(file: IO[bytes]) -> str:
         return f"it is a safetensors file and not a checkpoint of etude; {advice} safetensors.torch.load_file"
     if start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(file):
         return (
-            "it was written by torch.save and not by etude, or was cut; if it holds a state_dict, "
+            "it was written by torch.save and not by etude, or is truncated; if it holds a state_dict, "
             f"{advice} torch.load(path, weights_only=True)"
         )
     if start[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         return f"it is a pickle and not a checkpoint of etude; {advice} torch.load(path, weights_only=True)"
-    return "it was cut, or is not a checkpoint of etude"
+    return "it is truncated, or not a checkpoint of etude"
 
 
 def _check_records(file: IO[bytes]) -> list[bytes]:
-    """Refuse an archive whose few bytes unpack to many; return its pickled records."""
+    """Check that the archive does not unpack to more bytes than it has. Returns its pickled records."""
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
-        raise ValueError("something else stands before the archive")  # which torch would read instead
+        raise ValueError("there is other data before the archive")  # which torch would read instead
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
@@ -259,7 +260,7 @@ def _check_records(file: IO[bytes]) -> list[bytes]:
 
 
 def _sizes(file: IO[bytes]) -> tuple[int, int]:
-    """Bytes of the pickled part of an archive, and of all of it."""
+    """The number of bytes of the pickles in an archive, and of the whole archive."""
     size = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         pickled = sum(record.file_size for record in archive.infolist() if record.filename.endswith("data.pkl"))
@@ -269,5 +270,5 @@ def _sizes(file: IO[bytes]) -> tuple[int, int]:
 def _load(file: IO[bytes]) -> Any:
     file.seek(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about kinds of files that are refused above
+        warnings.simplefilter("ignore")  # about types of files that raise above
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)

@@ -1,7 +1,7 @@
-"""Whether the saved state of an optimizer or a learning rate scheduler fits the one that is to take it.
+"""Checks that a saved state fits the optimizer or learning rate scheduler that loads it.
 
-``load_state_dict`` of torch takes nearly anything: a state of another name, kind or shape fails many steps later, or
-changes the training without an error.
+``load_state_dict`` of torch accepts nearly anything: a wrong name, type or shape raises many steps later, or changes
+the training without an error.
 """
 
 import math
@@ -19,15 +19,15 @@ from ..torch_internals import INNER_SCHEDULERS, copy_without_hooks, step_without
 
 
 def check_fits(saved: Any, live: Any, num_steps: int) -> None:
-    """Compare a saved state with the optimizer or scheduler that is to take it. Anything else is not looked at.
+    """Check that a saved state fits an optimizer or scheduler. Other objects are not checked.
 
     Args:
-        saved: The ``state_dict`` from a checkpoint.
-        live: What is to take it, before its first step.
-        num_steps: Optimizer steps that the run has made.
+        saved: The ``state_dict`` in the checkpoint.
+        live: The object that loads it, before its first step.
+        num_steps: Number of optimizer steps of the saved run.
 
     Raises:
-        ValueError: If a name, the kind of a value or the shape of a tensor differs; it names the first one.
+        ValueError: If a name, type or shape differs; the message names the first one.
     """
     if isinstance(live, Optimizer):
         _check_optimizer(saved, live)
@@ -38,7 +38,7 @@ def check_fits(saved: Any, live: Any, num_steps: int) -> None:
         if _is_torchs(live):
             _check_same(saved, own, name)
             _check_progress(saved, own, num_steps, name)
-        else:  # which may keep anything, and begin to keep it in any step
+        else:  # a scheduler of the user may add entries to its state in any step
             for key in own:
                 _check_kind(saved.get(key), own[key], f"{name}.{key}")
 
@@ -65,7 +65,7 @@ def _check_optimizer(saved: Any, live: Optimizer) -> None:
     for key, state in states.items():
         place = f"{name}.state.{key}"
         if isinstance(key, str) and not _is_torchs(live):
-            continue  # a value for all parameters
+            continue  # shared by all parameters
         is_known = type(key) is int and 0 <= key < len(parameters) and isinstance(state, dict)
         _require(is_known, place, f"the state of one of {len(parameters)} parameters", state)
         if key in expected:
@@ -75,11 +75,11 @@ def _check_optimizer(saved: Any, live: Optimizer) -> None:
 
 
 def _expected_states(live: Optimizer) -> dict[int, dict[str, Any]]:
-    """The state of each parameter after a first step, made by the optimizer itself on tensors without memory.
+    """The state of each parameter after a first step, which a copy of the optimizer makes on meta tensors.
 
-    Empty where it makes no state on such tensors.
+    Empty if the optimizer makes no state on meta tensors.
     """
-    if live.state:  # made when the optimizer was
+    if live.state:  # created by the constructor
         return live.state_dict()["state"]
     twin = copy_without_hooks(live)
     twin.state = defaultdict(dict)
@@ -87,14 +87,14 @@ def _expected_states(live: Optimizer) -> dict[int, dict[str, Any]]:
     for group in live.param_groups:
         twin.param_groups = [_on_meta(group)]
         stand_ins += twin.param_groups[0]["params"]
-        # Some cannot finish a step without numbers, but have made their state by then.
+        # Some optimizers cannot finish a step on meta tensors, but have created their state by then.
         with suppress(RuntimeError, TypeError, ValueError, AssertionError):
             step_without_hooks(twin)
     return {number: dict(twin.state[stand_in]) for number, stand_in in enumerate(stand_ins) if twin.state}
 
 
 def _on_meta(group: dict[str, Any]) -> dict[str, Any]:
-    """The same group of parameters, of gradients and values without memory."""
+    """A copy of a parameter group with parameters and gradients on the meta device."""
     stand_ins = [torch.empty(param.shape, dtype=param.dtype, device="meta") for param in group["params"]]
     for stand_in in stand_ins:
         stand_in.grad = torch.empty_like(stand_in)
@@ -108,7 +108,7 @@ def _is_torchs(thing: Any) -> bool:
 
 
 def _check_progress(saved: Any, own: Any, num_steps: int, place: str) -> None:
-    """A scheduler has made at most one step with each step of the optimizer."""
+    """Check that a scheduler has made at most one step per optimizer step."""
     if "last_epoch" in own:
         first, last = own["last_epoch"], saved["last_epoch"]
         bounds = f"an int in [{first}, {first + num_steps}]"
@@ -119,7 +119,7 @@ def _check_progress(saved: Any, own: Any, num_steps: int, place: str) -> None:
 
 
 def _check_same(saved: Any, own: Any, place: str) -> None:
-    """The same kind of value, with the same names, lengths and shapes inside."""
+    """Check that a value has the same type, names, lengths and shapes as `own`."""
     if isinstance(own, Tensor):
         fits = isinstance(saved, Tensor) and not saved.is_meta and _form(saved) == _form(own)
         _require(fits, place, _form(own), saved)
@@ -139,7 +139,7 @@ def _check_same(saved: Any, own: Any, place: str) -> None:
 
 
 def _check_kind(saved: Any, own: Any, place: str) -> None:
-    """A value that the optimizer's own code keeps: a number may become a tensor, and None anything."""
+    """Check the type of a value that the optimizer may change: a number to a tensor, None to anything."""
     if isinstance(own, (bool, str)):
         _require(type(saved) is type(own), place, f"a {type(own).__name__}", saved)
     elif isinstance(own, (int, float)):
@@ -152,7 +152,7 @@ def _check_kind(saved: Any, own: Any, place: str) -> None:
 
 
 def _check_plausible(state: Mapping[Any, Any], parameter: Tensor, place: str) -> None:
-    """What can be said without knowing the optimizer: values are named, and tensors have memory."""
+    """Check the state of an unknown optimizer: names are strings, and tensors are not on the meta device."""
     for name, value in state.items():
         _require(isinstance(name, str), place, "values by name", name)
         _require(not isinstance(value, Tensor) or not value.is_meta, f"{place}.{name}", "a tensor with memory", value)

@@ -1,4 +1,4 @@
-"""Saves checkpoints while a run goes on: when, how many are kept, and which is the best."""
+"""The callback that saves checkpoints: how often, how many are kept, and the best one."""
 
 import errno
 import logging
@@ -24,25 +24,25 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointSaver(Callback):
-    """Saves everything that the next step depends on as ``folder/ep{epoch}-ba{batch}.pt``.
+    """Saves the run as ``folder/ep{epoch}-ba{batch}.pt``, with everything that resuming it needs.
 
-    The first checkpoint is saved before the first step, so that what cannot be saved is known at
-    once, and the last one at the end of training. Files are written atomically; the file ``latest`` in the
-    folder names the newest checkpoint, and ``best`` the best one. On several ranks rank 0 writes.
+    The first checkpoint is saved before the first step, so that a state that cannot be saved raises early, and the
+    last one at the end of training. Files are written atomically. The file ``latest`` in the folder names the newest
+    checkpoint, ``best`` the best one. Rank 0 writes, except for shards.
 
     Args:
-        folder: Where to.
-        interval: How often: in epochs, batches, samples, as a fraction of the training (``"0.1dur"``) or
-            by the clock (``"10min"``, ``"30sec"``).
-        num_to_keep: How many of the newest checkpoints are kept, at least 1; -1 keeps all.
-        best: Keeps the checkpoint with the best evaluation besides: ``"max:"`` or ``"min:"`` and the name
-            of a metric, such as ``"max:metrics/eval/MulticlassAccuracy"``. It is saved at once,
-            whatever the interval.
-        on_full_disk: Whether training stops with the error when the disk is full, or goes on without the
-            new checkpoint, and says so. The previous checkpoint is kept either way.
+        folder: Folder of the checkpoints.
+        interval: Interval between checkpoints in epochs, batches, samples, a fraction of the training (``"0.1dur"``)
+            or wall-clock time (``"10min"``, ``"30sec"``).
+        num_to_keep: Number of newest checkpoints to keep, at least 1; -1 keeps all.
+        best: Also keep the checkpoint with the best evaluation: ``"max:"`` or ``"min:"`` followed by the name of a
+            metric, such as ``"max:metrics/eval/MulticlassAccuracy"``. It is saved right after the evaluation.
+        on_full_disk: Whether a full disk raises (``"stop"``), or training continues without the new checkpoint and
+            logs an error (``"continue"``). The previous checkpoint is kept in both cases.
 
     Raises:
-        ValueError: If an argument breaks its rule.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the value of an argument is invalid.
     """
 
     def __init__(
@@ -59,27 +59,27 @@ class CheckpointSaver(Callback):
         self.num_to_keep = check_num_to_keep("num_to_keep", num_to_keep)
         self.on_full_disk = check_choice("on_full_disk", on_full_disk, ("stop", "continue"))
         self._best_mode, self._best_metric = _read_best(best)
-        self.last_error: Exception | None = None  # of the latest save
+        self.last_error: Exception | None = None  # raised by the last save
         self._best_value: float | None = None
         self._best_name: str | None = None
-        self._best_before: tuple[float | None, str | None] = (None, None)  # what holds if the better one is not saved
+        self._best_before: tuple[float | None, str | None] = (None, None)  # restored if saving the new best one fails
         self._is_better = False
         self._saved_at: tuple[int, int] | None = None
-        self._damaged: set[str] = set()  # newer than the checkpoint that the run was resumed from
-        self._periods = 0  # whole intervals that were over at the last look
+        self._damaged: set[str] = set()  # checkpoints newer than the one that the run was resumed from
+        self._periods = 0  # number of complete intervals at the last check
         self._clock = 0.0
         self._counts = {"batches": 0, "epochs": 0, "evaluations": 0}  # since fit began
         self._may_have_changed = False
 
     def init(self, state: State, logger: Logger) -> None:
-        """Refuse to look for the best where nothing is evaluated."""
+        """Check that `best` comes with evaluation data."""
         if self._best_metric is not None and state.eval_dataloader is None:
             raise ValueError(
                 f'best must come with an eval_dataloader to have an effect, got "{self._best_mode}:{self._best_metric}"'
             )
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """Refuse ranks that would save at different times, as all of them save together."""
+        """Check that the settings are the same on all ranks, which must save together."""
         check_same_on_all_ranks(
             {
                 "CheckpointSaver": {
@@ -92,7 +92,7 @@ class CheckpointSaver(Callback):
         )
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """See whether the checkpoint that was loaded, and the best one, are in the folder of this saver."""
+        """Look up the loaded checkpoint and the best one in the folder."""
         best = self.folder / (self._best_name or "")
         is_saved, has_best = distributed.from_rank_zero(
             ((self.folder / checkpoint_name(*_moment(state))).is_file(), best.is_file())
@@ -103,10 +103,10 @@ class CheckpointSaver(Callback):
             newer = takewhile(lambda path: path.name != loaded, newest_first(self.folder))
             self._damaged = {path.name for path in newer}
         if not has_best:
-            self._best_value, self._best_name = None, None  # the next one is the best of this folder
+            self._best_value, self._best_name = None, None  # start over: the best one is in another folder
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Clean up after a process that was killed, and save once, so that what cannot be saved fails now."""
+        """Remove files of killed processes, and save a first checkpoint."""
         with distributed.all_or_none():
             if distributed.rank() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,13 +117,13 @@ class CheckpointSaver(Callback):
             self.save(state, logger, must_succeed=True)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """See whether this evaluation is the best."""
+        """Compare this evaluation with the best one so far."""
         self._count("evaluations")
         if self._best_metric is None or state.max_duration is None:
             return
         if self._best_metric not in state.eval_metrics:
             known = ", ".join(state.eval_metrics)
-            raise ValueError(f"best must name a metric of the evaluation, one of {known}, got {self._best_metric!r}")
+            raise ValueError(f"best must name one of the evaluation's metrics {known}, got {self._best_metric!r}")
         value = state.eval_metrics[self._best_metric]
         sign = 1 if self._best_mode == "max" else -1
         if not math.isnan(value) and (self._best_value is None or sign * value > sign * self._best_value):
@@ -132,34 +132,34 @@ class CheckpointSaver(Callback):
             self._best_value, self._is_better = value, True
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save if it is time."""
+        """Save if a checkpoint is due."""
         self._count("batches")
         self._save_if_due(state, logger)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save if it is time."""
+        """Save if a checkpoint is due."""
         self._count("epochs")
         self._save_if_due(state, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Save the end of training."""
+        """Save the last checkpoint."""
         self.save_once(state, logger)
 
     def save_once(self, state: State, logger: Logger, *, must_succeed: bool = False) -> None:
-        """Save unless this moment is saved already."""
+        """Save unless this step was saved already."""
         if self._saved_at != _moment(state) or self._is_better:
             self.save(state, logger, must_succeed=must_succeed)
 
     def save(self, state: State, logger: Logger, *, must_succeed: bool = False) -> None:
-        """Save now. All ranks must call it together.
+        """Save a checkpoint. All ranks must call it together.
 
         Args:
-            state: Of the run.
-            logger: Of the run.
-            must_succeed: Whether a full disk is an error whatever `on_full_disk` says.
+            state: State of the run.
+            logger: Logger of the run.
+            must_succeed: Raise for a full disk even with ``on_full_disk="continue"``.
 
         Raises:
-            OSError: If the file cannot be written; for a full disk only if that is to stop the training.
+            OSError: If the file cannot be written.
         """
         name, is_better = checkpoint_name(*_moment(state)), self._is_better
         if is_better:
@@ -175,15 +175,19 @@ class CheckpointSaver(Callback):
             error.add_note(f"while saving {self.folder / name}; earlier checkpoints are kept")
             raise error
         if distributed.rank() == 0:
-            _log.error("no space left to save %s: training goes on, the checkpoint before is kept", self.folder / name)
+            _log.error("no space left to save %s, training continues with the previous one kept", self.folder / name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which checkpoint is the best so far."""
+        """The best checkpoint so far."""
         best = f"{self._best_mode}:{self._best_metric}"
         return {"best": best, "best_value": self._best_value, "best_name": self._best_name}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned.
+
+        Raises:
+            ValueError: If it is something else.
+        """
         value, name = state["best_value"], state["best_name"]
         is_name = name is None or (isinstance(name, str) and CHECKPOINT_NAME.fullmatch(name))
         if type(value) not in (float, int, type(None)) or value != value or not is_name:
@@ -209,7 +213,7 @@ class CheckpointSaver(Callback):
         self._may_have_changed |= self._counts[what].bit_count() == 1
 
     def _count_periods(self, state: State) -> int:
-        """How many whole intervals are over; by the clock of rank 0 where it is about time."""
+        """The number of complete intervals; wall-clock time is that of rank 0."""
         value, unit = self.interval.value, self.interval.unit
         if unit in (TimeUnit.SECOND, TimeUnit.MINUTE):
             seconds = value * (60 if unit is TimeUnit.MINUTE else 1)
@@ -220,7 +224,7 @@ class CheckpointSaver(Callback):
         return _write(self.folder / name, contents, lambda: self._publish(name))
 
     def _publish(self, name: str) -> None:
-        """Point to a checkpoint that was written, and remove those that are not kept any more."""
+        """Update the files ``latest`` and ``best``, and remove old checkpoints."""
         self._damaged.discard(name)
         if self._best_name == name:
             set_pointer(self.folder, "best", name)
@@ -230,7 +234,7 @@ class CheckpointSaver(Callback):
 
 
 def save_checkpoint(path: Path, state: State, logger: Logger) -> None:
-    """Save a run to one file, with its shards beside it. All ranks must call it together, between two steps.
+    """Save a run to one file, and its shards to a folder next to it. All ranks must call it together between steps.
 
     Raises:
         OSError: If the file cannot be written.
@@ -241,10 +245,10 @@ def save_checkpoint(path: Path, state: State, logger: Logger) -> None:
 
 
 def save_after(error: BaseException, saver: CheckpointSaver, state: State, logger: Logger) -> None:
-    """Save what the finished steps have reached before an error ends the training.
+    """Save the last finished step after `error` has ended the training.
 
-    Only an error that leaves them whole is followed by it, and only in a single process, as no rank knows whether the
-    others would take part. If saving fails, too, `error` gets a note.
+    Does nothing if the error comes from the step or from saving, nor on several ranks, as other ranks may not take
+    part. If saving fails, a note is added to `error`.
     """
     is_of_steps = isinstance(error, FloatingPointError) or error is saver.last_error
     if not isinstance(error, Exception) or is_of_steps or state.world_size > 1:
@@ -252,11 +256,11 @@ def save_after(error: BaseException, saver: CheckpointSaver, state: State, logge
     try:
         saver.save_once(state, logger, must_succeed=True)
     except Exception as another:
-        error.add_note(f"while saving what the finished steps have reached, too: {another!r}")
+        error.add_note(f"saving the last finished step failed, too: {another!r}")
 
 
 def _write(path: Path, contents: dict[str, Any], publish: Callable[[], None]) -> Exception | None:
-    """Write what is sharded on all ranks, then all else on rank 0. An error is returned, the same on all."""
+    """Write the shards on all ranks, then the file on rank 0. Returns an error, the same on all ranks."""
     try:
         contents = write_shards(contents, path)
     except OSError as error:

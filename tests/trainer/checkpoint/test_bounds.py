@@ -47,7 +47,7 @@ class TestExpansion:
     def test_references_to_references_are_refused(self, path: Path, value: Any) -> None:
         path.write_bytes(sealed(torch_bytes({"version": VERSION, "settings": value})))
         assert path.stat().st_size < 10_000
-        assert "the same values in too many places" in reason_of(path)
+        assert "it refers to the same values too many times" in reason_of(path)
 
     def test_a_list_in_itself_is_refused(self, path: Path) -> None:
         endless: list[Any] = []
@@ -69,7 +69,7 @@ class TestExpansion:
 
     def test_what_could_not_be_read_is_not_written(self, path: Path) -> None:
         shared = [list(range(2000))] * 200
-        with pytest.raises(ValueError, match="the same values in too many places"):
+        with pytest.raises(ValueError, match="it refers to the same values too many times"):
             write_checkpoint(path, {"version": VERSION, "state": shared})
         assert list(path.parent.iterdir()) == []
 
@@ -124,7 +124,7 @@ class TestForeignFiles:
 
     def test_anything_else_is_not_guessed(self, path: Path) -> None:
         path.write_bytes(b"hello " * 100)
-        assert "it was cut, or is not a checkpoint of etude" in reason_of(path)
+        assert "it is truncated, or not a checkpoint of etude" in reason_of(path)
 
     @pytest.mark.parametrize("version", [0, VERSION + 1, -1, 10**6])
     def test_another_version_is_refused_by_its_number(self, path: Path, version: int) -> None:

@@ -154,7 +154,7 @@ class TestDamage:
         assert same(read_checkpoint(folder / "inside.pt"), OLD)
         assert same(read_checkpoint(tmp_path / "link" / "ep1-ba5.pt"), OLD)
         for name in ("out.pt", "relative.pt"):
-            assert error_of(folder / name).reason == "it is a link that leaves its folder"
+            assert error_of(folder / name).reason == "it is a link to a file outside its folder"
         assert error_of(folder / "loop.pt").reason == "there is no such file"
 
 

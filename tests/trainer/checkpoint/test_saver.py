@@ -246,7 +246,7 @@ class TestTheBest:
 
     def test_an_unknown_metric_is_an_error_that_lists_the_known(self, tmp_path: Path) -> None:
         known = "loss/eval/total, metrics/eval/script"
-        with pytest.raises(ValueError, match=f"best must name a metric of the evaluation, one of {known}, got 'acc'"):
+        with pytest.raises(ValueError, match=f"best must name one of the evaluation's metrics {known}, got 'acc'"):
             self.scripted(tmp_path, [1], "max:acc").fit()
 
     def test_without_evaluation_it_is_refused_when_the_trainer_is_built(self, tmp_path: Path) -> None:
