@@ -94,7 +94,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "the order of algorithms": (
         {"algorithms": [Weighted(), LabelSmoothing(0.1)]},
         {"algorithms": [LabelSmoothing(0.1), Weighted()]},
-        "algorithms.0: Weighted(weight=1.0) -> LabelSmoothing(smoothing=0.1)",
+        "algorithms.0: Weighted(weight=1.0) -> LabelSmoothing(smoothing=0.1, target_key=1)",
     ),
     "the function of a LambdaLR": (
         {"make_scheduler": lambda optimizer: LambdaLR(optimizer, lambda epoch: 0.5**epoch)},

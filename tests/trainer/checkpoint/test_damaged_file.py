@@ -61,7 +61,7 @@ class TestDamage:
         lengths = [*range(1, len(intact), 13), len(intact) // 2, len(intact) * 99 // 100, len(intact) - 1]
         for length in lengths:
             path.write_bytes(intact[:length])
-            assert "cut" in error_of(path).reason
+            assert "truncated" in error_of(path).reason
 
     def test_any_byte_flipped(self, path: Path, intact: bytes) -> None:
         assert len(intact) > 1000
