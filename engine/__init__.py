@@ -10,6 +10,7 @@ from .event import Event
 from .logger import Logger
 from .logger_destination import LoggerDestination
 from .passes import Pass
+from .precision import Precision, get_precision_context
 from .state import State
 from .time import Time, TimeUnit, as_time
 from .timestamp import Timestamp
@@ -24,6 +25,7 @@ __all__ = [
     "Logger",
     "LoggerDestination",
     "Pass",
+    "Precision",
     "State",
     "Time",
     "TimeUnit",
@@ -33,4 +35,5 @@ __all__ = [
     "attach",
     "attached_algorithms",
     "detach",
+    "get_precision_context",
 ]

@@ -108,6 +108,13 @@ class State(Progress):
         return _length(self.train_dataloader, self.train_subset_num_batches)
 
     @property
+    def dataloader(self) -> Iterable[Any] | None:
+        """The dataloader that `dataloader_label` names; None outside of training and evaluation."""
+        if self.dataloader_label in (None, "predict"):
+            return None
+        return self.train_dataloader if self.dataloader_label == "train" else self.eval_dataloader
+
+    @property
     def dataloader_len(self) -> Time | None:
         """The length of the dataloader that `dataloader_label` names, in batches; None if it has none."""
         if self.dataloader_label in (None, "predict"):

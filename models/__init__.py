@@ -2,6 +2,7 @@
 
 from .cifar_resnet import CIFARBasicBlock, CIFARResNet, cifar_resnet
 from .classifier import ComposerClassifier
+from .composer_model import ComposerModel
 from .create_model import create_model
 from .export import export_network
 from .head import find_head
@@ -12,6 +13,7 @@ __all__ = [
     "CIFARBasicBlock",
     "CIFARResNet",
     "ComposerClassifier",
+    "ComposerModel",
     "LoadedWeights",
     "cifar_resnet",
     "composer_resnet",

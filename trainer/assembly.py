@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -193,6 +194,8 @@ def initialize(engine: Engine, options: Options) -> None:
     """Seed all generators, run INIT on the unwrapped model, and check the state that algorithms leave."""
     state = engine.state
     seed_all(options.seed, options.deterministic_mode, state.rank)
+    if isinstance(getattr(state.model, "logger", 0), (Logger, NoneType)):
+        state.model.logger = engine.logger  # type: ignore[assignment]  # no module: a ComposerModel has it
     engine.run_event(Event.INIT)
     join_attached_algorithms(engine)
     if options.sync_batchnorm:

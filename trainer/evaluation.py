@@ -64,11 +64,17 @@ def check_metric_names(model: Any, evaluators: Sequence[Evaluator]) -> None:
             evaluator.select(_metrics_of(model))
 
 
+def has_own_eval_forward(model: Any) -> bool:
+    """Whether the model has an ``eval_forward`` other than the one that `ComposerModel` has by default."""
+    method = getattr(model, "eval_forward", None)
+    return callable(method) and not getattr(method, "is_default", False)
+
+
 def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, precision: Precision) -> None:
     state, run_event = engine.state, engine.run_event
     model: Any = state.model
     metrics = _prepare_metrics(model, evaluator, state.device)
-    has_own_forward = callable(getattr(model, "eval_forward", None))
+    has_own_forward = has_own_eval_forward(model)
     forward = model.eval_forward if has_own_forward else model
     loss, parts, count = torch.zeros((), device=state.device), LossParts(), 0
     run_event(Event.EVAL_START)

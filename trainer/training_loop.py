@@ -62,6 +62,7 @@ class TrainingLoop:
         state, run_event = self._state, self._engine.run_event
         if not state.model.training:
             state.model.train()  # not if it is in training mode, so that modules in evaluation mode stay in it
+        state.dataloader_label = "train"
         self._restore_generators()  # before FIT_START, where callbacks may save them,
         run_event(Event.FIT_START)
         self._restore_generators()  # and after it, as they may draw from them
@@ -126,7 +127,6 @@ class TrainingLoop:
         state, run_event = self._state, self._engine.run_event
         if start == state.train_subset_num_batches:
             return True  # resumed at the end of the subset
-        state.dataloader_label = "train"
         assert self.train_reader is not None, "Trainer.fit checks it"
         events = Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER
         for _ in read_batches(self._engine, self.train_reader, *events, start=start):

@@ -118,7 +118,7 @@ class TestEvaluationOnly:
         assert trainer.eval(vectors(20)) == expected
         assert trainer.state.timestamp == trained.state.timestamp
 
-    def test_what_changes_the_model_must_be_there(self, tmp_path: Path) -> None:
+    def test_algorithms_must_be_those_of_the_training(self, tmp_path: Path) -> None:
         from etude.algorithms import StochasticDepth
         from helpers.networks import images
 
@@ -129,7 +129,13 @@ class TestEvaluationOnly:
         trained.fit()
         expected = trained.eval(data)
         with pytest.raises(ValueError, match="algorithms"):
-            Trainer(tiny_resnet(), load_path=tmp_path, device="cpu", progress_bar=False)
+            Trainer(
+                tiny_resnet(),
+                algorithms=StochasticDepth(drop_rate=0.3),
+                load_path=tmp_path,
+                device="cpu",
+                progress_bar=False,
+            )
         again = Trainer(
             tiny_resnet(),
             algorithms=StochasticDepth(drop_rate=0.5),
