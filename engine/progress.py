@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from torch import Tensor
 
 from .checks import check_int
+from .epoch_loss import EpochLoss
 from .timestamp import Timestamp
 
 _MOST = 2**63 - 1
@@ -25,6 +27,7 @@ class Progress:
             the latest step after `State.settle`.
         device_train_microbatch_size: Rows per forward and backward pass, which running out of memory may reduce;
             None for the whole batch.
+        epoch_loss: The mean loss of the current epoch of training.
     """
 
     timestamp: Timestamp = field(default_factory=Timestamp)
@@ -33,6 +36,7 @@ class Progress:
     evaluated_at: int = -1
     num_nonfinite_steps: int = 0
     device_train_microbatch_size: int | None = None
+    epoch_loss: EpochLoss = field(default_factory=EpochLoss, repr=False, compare=False)
 
     def state_dict(self) -> dict[str, Any]:
         """The progress as plain values."""
@@ -43,6 +47,7 @@ class Progress:
             "evaluated_at": self.evaluated_at,
             "num_nonfinite_steps": self.num_nonfinite_steps,
             "device_train_microbatch_size": self.device_train_microbatch_size,
+            "epoch_loss": list(self.epoch_loss.sums),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -63,6 +68,12 @@ class Progress:
         size = state["device_train_microbatch_size"]
         if size is not None:
             check_int("device_train_microbatch_size", size, ge=1, le=_MOST)
+        total, count = state["epoch_loss"]
+        if type(total) is not float or type(count) is not float or not 0 <= count <= _MOST or not isfinite(total):
+            raise ValueError(
+                f"epoch_loss must be a sum of losses and a number of samples, got {total!r}, {count!r:.100}"
+            )
+        self.epoch_loss.sums = total, count
         self.timestamp, self.evaluated_at = timestamp, evaluated_at
         self.eval_metrics, self.eval_tensors = eval_metrics, eval_tensors
         self.num_nonfinite_steps, self.device_train_microbatch_size = num_nonfinite_steps, size

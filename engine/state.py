@@ -57,6 +57,8 @@ class State(Progress):
         microbatch_num_samples: Rows of the current microbatch.
         outputs: The outputs of the model for `batch`.
         loss: The loss of `outputs`, before it is scaled for accumulation.
+        train_metrics: The training metrics of the latest epoch: numbers, and tensors on the CPU for metrics that are
+            no numbers.
         settings: The settings of the run, as plain values.
         is_stopped: Whether `stop_training` was called.
         settle: Waits until it is known whether the latest step was finite, and raises if it was not and may not be
@@ -97,6 +99,7 @@ class State(Progress):
     microbatch_num_samples: int = 0
     outputs: Any = None
     loss: Tensor | None = None
+    train_metrics: dict[str, float | Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     is_stopped: bool = False
     settle: Callable[[], None] = field(default=lambda: None, repr=False)

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..engine.checks import check_int
+from .composer_model import ComposerModel
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
-class ComposerClassifier(nn.Module):
+class ComposerClassifier(ComposerModel):
     """A network with a loss and evaluation metrics, for batches of ``(inputs, targets)``.
 
     The network itself is unchanged in ``.module``, whose ``state_dict`` can be loaded without this wrapper.
@@ -75,9 +76,10 @@ class ComposerClassifier(nn.Module):
         return {"MulticlassAccuracy": MulticlassAccuracy(self.num_classes, average="micro")}
 
     def update_metric(self, batch: Any, outputs: Tensor, metric: Metric) -> None:
-        """Add one batch to `metric`."""
+        """Add one batch to `metric`; of targets that are probabilities it sees the most probable class."""
         _, targets = _inputs_and_targets(batch)
-        metric.update(outputs, targets)
+        is_soft = targets.is_floating_point() and targets.shape == outputs.shape
+        metric.update(outputs, targets.argmax(1) if is_soft else targets)
 
 
 def _check_metrics(name: str, metrics: Any) -> dict[str, Metric]:

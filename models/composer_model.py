@@ -40,7 +40,7 @@ class ComposerModel(nn.Module):
         """The outputs for a batch of the dataloader, which is to be unpacked."""
         raise NotImplementedError(f"{type(self).__name__} must have a method forward(batch)")
 
-    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def loss(self, outputs: Any, batch: Any) -> Any:
         """The mean loss over the batch: a tensor, or a tuple or dictionary of the parts of which it is the sum."""
         raise NotImplementedError(f"{type(self).__name__} must have a method loss(outputs, batch)")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from ..engine import Callback, Engine, Evaluator, Event, Logger, LoggerDestination, State, attached_algorithms
+from ..engine import Engine, Evaluator, Event, Logger, LoggerDestination, State, attached_algorithms
 from ..loggers import FileLogger, ProgressBar
 from . import checks, distributed
 from .checkpoint.contents import restore, restore_for_evaluation, restore_weights
@@ -28,6 +28,7 @@ from .precision import grad_scaler
 from .reproducibility import seed_all
 from .settings import check_same_on_all_ranks, describe
 from .step import TrainStep
+from .train_metrics import find_train_metrics
 from .training_loop import TrainingLoop
 
 _log = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ def find_saver(options: Options) -> CheckpointSaver | None:
 def build_state(options: Options, saver: CheckpointSaver | None, device: torch.device) -> State:
     """Build the state. The saver becomes the last callback, so that it saves the states of the others."""
     others = [callback for callback in options.callbacks if callback is not saver]
-    callbacks: list[Callback] = others if saver is None else [*others, saver]
+    train_metrics = None if options.train_dataloader is None else find_train_metrics(options.model, device)
+    callbacks = [callback for callback in (train_metrics, *others, saver) if callback is not None]
     size = options.device_train_microbatch_size
     return State(
         model=options.model,

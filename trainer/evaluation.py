@@ -1,12 +1,12 @@
 """Evaluation: the mean loss and the metrics over all samples of all ranks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine import Engine, Evaluator, Event
 from . import distributed
@@ -14,6 +14,7 @@ from .data.batches import read_batches
 from .data.reader import EpochReader
 from .distributed.parallelism import reshard
 from .loss import LossParts
+from .metrics import check_metrics, flatten
 from .precision import Precision, autocast
 from .weights import check_same_weights
 
@@ -101,7 +102,7 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
         for name, total_of_part in zip(["total", *parts.sums], [total, *sums], strict=True):
             numbers[f"loss/{evaluator.label}/{name}"] = total_of_part / samples
     for name, metric in metrics.items():
-        for full_name, value in _flatten(f"metrics/{evaluator.label}/{name}", metric.compute()):
+        for full_name, value in flatten(f"metrics/{evaluator.label}/{name}", metric.compute()):
             if value.numel() == 1:
                 numbers[full_name] = float(value)
             else:
@@ -115,29 +116,10 @@ def _evaluate_set(engine: Engine, evaluator: Evaluator, reader: EpochReader, pre
     run_event(Event.EVAL_END)
 
 
-def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in the result of a metric, which may be a dictionary or tuple of tensors."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(f"{name}/{key}", item)
-    elif isinstance(value, (tuple, list)) and any(isinstance(item, Tensor) for item in value):
-        for index, item in enumerate(value):
-            yield from _flatten(f"{name}/{index}", item)
-    else:
-        yield name, torch.as_tensor(value)
-
-
 def _prepare_metrics(model: Any, evaluator: Evaluator, device: torch.device) -> dict[str, Any]:
     metrics = _metrics_of(model)
     metrics = {name: metrics[name] for name in evaluator.select(metrics)}
-    if metrics and distributed.world_size() > 1:
-        from torchmetrics import Metric  # takes seconds to import
-
-        for name, metric in metrics.items():
-            if not isinstance(metric, Metric):
-                raise TypeError(
-                    f"metrics must be torchmetrics.Metric on several ranks, {name} is a {type(metric).__name__}"
-                )
+    check_metrics(metrics)
     metrics = {name: metric.to(device) for name, metric in metrics.items()}
     for metric in metrics.values():
         if hasattr(metric, "reset"):

@@ -101,6 +101,7 @@ class TrainStep:
         if self._synchronizer is not None:
             self._synchronizer.end_step()
         state.timestamp = state.timestamp.to_next_batch(state.global_batch_num_samples)
+        state.epoch_loss.add(step.flags.loss, state.global_batch_num_samples)
         metrics = {"epoch": state.timestamp.epoch.value, "loss/train/total": step.flags.loss, "lr": lr}
         if loss_parts.sums:
             metrics |= loss_parts.means_over_ranks(state.global_batch_num_samples)

@@ -95,6 +95,7 @@ class TrainingLoop:
         state, run_event = self._state, self._engine.run_event
         started, start = time.perf_counter(), state.timestamp.batch_in_epoch
         if start == 0:
+            state.epoch_loss.reset()
             run_event(Event.EPOCH_START)
         check_attached(state)
         exhausted = self._train_batches(listener, start)
@@ -107,8 +108,10 @@ class TrainingLoop:
         state.timestamp = state.timestamp.to_next_epoch()
         if not self._options.step_schedulers_every_batch:
             self._step.step_schedulers()
+        metrics = {} if state.epoch_loss.mean is None else {"loss/train/epoch": state.epoch_loss.mean}
         if start == 0:
-            self._engine.logger.log_metrics({"time/epoch_seconds": time.perf_counter() - started})
+            metrics["time/epoch_seconds"] = time.perf_counter() - started
+        self._engine.logger.log_metrics(metrics)
         run_event(Event.EPOCH_END)
         self._unfinished = None
         if self._eval_schedule.is_due(at_end_of_epoch=True):

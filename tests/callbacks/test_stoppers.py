@@ -43,7 +43,7 @@ class ScriptedModel(LinearModel):
         return super().forward(batch)
 
     def get_metrics(self, is_train: bool) -> dict[str, Scripted]:
-        return {"score": Scripted(self)}
+        return {} if is_train else {"score": Scripted(self)}
 
     def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None: ...
 

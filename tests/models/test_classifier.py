@@ -47,3 +47,13 @@ def test_inputs_without_targets_are_predicted_but_have_no_loss(batch: object) ->
 def test_a_bad_number_of_classes_is_refused(num_classes: object) -> None:
     with pytest.raises((TypeError, ValueError), match=f"num_classes must be an int >= 2, got {num_classes!r}"):
         ComposerClassifier(nn.Linear(8, 3), num_classes)
+
+
+def test_metrics_see_the_most_probable_class_of_soft_targets() -> None:
+    from torchmetrics.classification import MulticlassAccuracy
+
+    model = ComposerClassifier(nn.Linear(8, 3), 3)
+    metric = MulticlassAccuracy(3, average="micro")
+    outputs, targets = torch.eye(3), torch.tensor([[0.6, 0.4, 0.0], [0.7, 0.3, 0.0], [0.1, 0.2, 0.7]])
+    model.update_metric((None, targets), outputs, metric)
+    assert float(metric.compute()) == pytest.approx(2 / 3)

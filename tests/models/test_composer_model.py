@@ -21,12 +21,12 @@ class Classifier(ComposerModel):
     def forward(self, batch: Any) -> Tensor:
         return self.layer(batch[0])
 
-    def loss(self, outputs: Tensor, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         return nn.functional.cross_entropy(outputs, batch[1])
 
 
 class Logs(Classifier):
-    def loss(self, outputs: Tensor, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         if self.logger is not None:
             self.logger.log_metrics({"largest": outputs.abs().max()})
         return super().loss(outputs, batch)

@@ -118,6 +118,14 @@ def move(batch: Any, device: torch.device) -> Any:
     return batch.to(device) if callable(getattr(batch, "to", None)) and not isinstance(batch, type) else batch
 
 
+def detach(batch: Any) -> Any:
+    """The batch without the graph of its tensors. Containers keep their type."""
+    if isinstance(batch, Tensor):
+        return batch.detach()
+    values = _values(batch)
+    return batch if values is None else _with_values(batch, [detach(value) for value in values])
+
+
 def _count_again(engine: Engine, before: int, event: Event) -> None:
     """Count the rows of a batch that an algorithm may have changed."""
     state = engine.state

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from etude import Trainer
 from etude.algorithms import StochasticDepth
-from etude.cli.weights import load_folded, save_weights
+from etude.cli.trained import Recorded, load_trained, record_depth, save_trained
 from etude.engine import Callback, Logger, LoggerDestination, State
 from etude.models import composer_resnet
 from etude.trainer import CheckpointSaver
@@ -183,11 +183,14 @@ class TestWhatTheProjectWrites:
         algorithm = StochasticDepth(drop_rate=0.5)
         Trainer(classifier, images(4), None, "1ba", algorithms=algorithm, optimizers=SGD(classifier.parameters(), 0.1),
                 device="cpu", progress_bar=False)  # fmt: skip
-        save_weights(tmp_path / "weights.pt", "resnet18", classifier.module, algorithm, 8)
+        known = {"class_names": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+        depth = record_depth(algorithm.plan, "block")
+        recorded = Recorded(model="resnet18", image_size=8, resize_size=8, **known, **depth)
+        save_trained(tmp_path, classifier.module, recorded)
         assert torch.load(tmp_path / "weights.pt", weights_only=True)["model"] == "resnet18"
-        model, size = load_folded(tmp_path / "weights.pt")
-        assert isinstance(model, nn.Module)
-        assert size == 8
+        trained = load_trained(tmp_path)
+        assert isinstance(trained.network, nn.Module)
+        assert trained.recorded == recorded
 
     def test_an_unchanged_checkpoint_is_taken(self, contents: dict[str, Any], attempt: Attempt) -> None:
         assert attempt(contents) is None

@@ -177,7 +177,7 @@ class Script(LinearModel):
         self.values = list(values)
 
     def get_metrics(self, is_train: bool) -> dict[str, Any]:
-        return {"script": Metric(self.values.pop(0))}
+        return {} if is_train else {"script": Metric(self.values.pop(0))}
 
     def update_metric(self, batch: Any, outputs: Tensor, metric: Any) -> None: ...
 
