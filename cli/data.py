@@ -103,7 +103,7 @@ def load_data(options: DataOptions, batch_size: int) -> ImageDataloaders:
     """The dataloaders of resolved options.
 
     Raises:
-        ValueError: If an option breaks its rule or the data are not what it names.
+        ValueError: If an option is invalid or the data are not what it names.
         FileNotFoundError: If the data are not there.
     """
     from .. import datasets

@@ -38,7 +38,7 @@ def cifar10_dataloaders(
 
     Raises:
         FileNotFoundError: If the images are not in `folder`, or were changed.
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
     return _load(
         datasets.CIFAR10,
@@ -80,7 +80,7 @@ def cifar100_dataloaders(
 
     Raises:
         FileNotFoundError: If the images are not in `folder`, or were changed.
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
     return _load(
         datasets.CIFAR100,

@@ -20,7 +20,7 @@ def digits_dataloaders(batch_size: int = 32, image_size: int = 32, num_workers: 
         num_workers: Worker processes of each dataloader, at least 0.
 
     Raises:
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
         ModuleNotFoundError: If scikit-learn is not installed.
     """
     LoaderSettings(batch_size=batch_size, num_workers=num_workers)

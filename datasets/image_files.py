@@ -69,7 +69,7 @@ def images_dataloader(
         num_workers: Processes that load images, at least 0.
 
     Raises:
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
     loaders = LoaderSettings(batch_size=batch_size, num_workers=num_workers)
     return loaders.in_order(UnlabelledImages(paths, transform))

@@ -63,7 +63,7 @@ def image_folder_dataloaders(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If an argument breaks its rule, the folder has no images in folders of at least two classes, a
+        ValueError: If an argument is invalid, the folder has no images in folders of at least two classes, a
             class is empty or has too few images to be split, or the evaluation has classes that training lacks.
     """
     loaders = LoaderSettings(
@@ -108,7 +108,7 @@ def labelled_images_dataloader(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If an argument breaks its rule, or the folder has a class that is not in `class_names`.
+        ValueError: If an argument is invalid, or the folder has a class that is not in `class_names`.
     """
     loaders = LoaderSettings(batch_size=batch_size, num_workers=num_workers)
     folder = Path(folder)

@@ -43,7 +43,7 @@ def imagenet_dataloaders(
 
     Raises:
         FileNotFoundError: If the folder does not hold ImageNet.
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
     loaders = LoaderSettings(
         batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=persistent_workers

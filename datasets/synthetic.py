@@ -39,7 +39,7 @@ def synthetic_dataloaders(
         persistent_workers: By default, whether there are workers.
 
     Raises:
-        ValueError: If an argument breaks its rule.
+        ValueError: If an argument is invalid.
     """
     loaders = LoaderSettings(
         batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=persistent_workers

@@ -27,7 +27,7 @@ class Evaluator:
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If `label` breaks its rule.
+        ValueError: If `label` is invalid.
     """
 
     label: str

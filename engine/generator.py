@@ -12,7 +12,7 @@ def step_generator(seed: int, step: int, rank: int = 0, *, stream: int) -> np.ra
         seed: The seed of the run.
         step: The number of the optimizer step, from 0.
         rank: The rank where each draws for itself, and otherwise 0.
-        stream: Tells apart what is drawn in one step: 0 and 1 by StochasticDepth, 2 by MixUp or CutMix, 3 by
+        stream: Separates the draws of one step: 0 and 1 by StochasticDepth, 2 by MixUp or CutMix, 3 by
             ProgressiveResizing.
     """
     # Philox is counter-based: the key names the step, the upper half of the counter rank and stream.

@@ -21,7 +21,7 @@ class Progress:
     Args:
         timestamp: What is finished.
         eval_metrics: Results of the latest evaluation that are numbers, by name.
-        eval_tensors: Results of the latest evaluation that are no numbers, such as confusion matrices, on the CPU.
+        eval_tensors: Results with more than one element, such as confusion matrices, on the CPU.
         evaluated_at: Number of batches that were finished at the latest evaluation, -1 before the first.
         num_nonfinite_steps: How many steps in a row were skipped because loss or gradients were not finite; up to
             the latest step after `State.settle`.
@@ -60,8 +60,8 @@ class Progress:
         timestamp = _checked_timestamp(state["timestamp"])
         eval_metrics = {str(name): float(value) for name, value in state["eval_metrics"].items()}
         eval_tensors = {str(name): value for name, value in state["eval_tensors"].items()}
-        if strangers := [name for name, value in eval_tensors.items() if not isinstance(value, Tensor)]:
-            raise ValueError(f"eval_tensors must hold tensors, got {eval_tensors[strangers[0]]!r:.100}")
+        if unknown := [name for name, value in eval_tensors.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"eval_tensors must hold tensors, got {eval_tensors[unknown[0]]!r:.100}")
         batch = int(timestamp.batch)
         evaluated_at = check_int("evaluated_at", state["evaluated_at"], ge=-1, le=batch)
         num_nonfinite_steps = check_int("num_nonfinite_steps", state["num_nonfinite_steps"], ge=0, le=batch)

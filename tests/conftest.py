@@ -1,4 +1,4 @@
-"""What holds for every test: the same random state at its start, and nothing left behind at its end."""
+"""Fixtures for all tests: seeded generators, and a check that tests clean up."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Programs written for Composer's stochastic depth run with `composer` replaced by `etude`: names, keywords, values."""
+"""Programs written for Composer's stochastic depth run with `composer` replaced by `etude`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What documents, the workflow and the hooks say of versions, commands and files agrees with the repository."""
+"""Versions, commands and file names in documents and workflows match the repository."""
 
 import ast
 import re

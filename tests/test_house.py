@@ -1,7 +1,8 @@
-"""The house itself: who imports whom, what is public, and what a wheel contains."""
+"""Rules of the repository: imports, sizes, public names, contents of the wheel, words."""
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ import etude
 
 ROOT = Path(etude.__file__).parent
 ROOMS = ("engine", "models", "datasets", "algorithms", "optim", "callbacks", "loggers", "trainer", "cli")
+TOP_FOLDERS = (*ROOMS, "recipes", "benchmarks", "docs", "tests")
 MAY_IMPORT = {
     "engine": set(),
     "models": set(),
@@ -27,6 +29,19 @@ MAY_IMPORT = {
 }
 CHECKS = "engine.checks"  # imports nothing of ours, so every room may import it
 FILES = [ROOT / "functional.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+
+# Phrases that were replaced by the terms of the field: dropped, dtype, int, continue, remove the hooks, is invalid.
+COINED = re.compile(
+    r"\b((sit|sits|sat) out|lets? go of|what trains|whole numbers?|number formats?|goes on|breaks? (its|their) rule|"
+    r"strangers?|tells? apart|is no number|in company)\b",
+    re.IGNORECASE,
+)
+TEXTS = sorted(
+    path
+    for pattern in ("*.py", "*.md")
+    for path in (*ROOT.glob(pattern), *(found for room in TOP_FOLDERS for found in (ROOT / room).rglob(pattern)))
+    if path != Path(__file__)
+)
 
 
 def rooms_imported_by(path: Path) -> set[str]:
@@ -68,7 +83,7 @@ def test_there_are_files_to_look_at() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_one_way(path: Path) -> None:
+def test_imports_follow_the_direction(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert rooms_imported_by(path) <= MAY_IMPORT[room] | {CHECKS}
 
@@ -79,6 +94,15 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert len(source.splitlines()) <= 400
     lengths = lengths_of_functions(source)
     assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_no_coined_phrase_comes_back() -> None:
+    found = []
+    for path in TEXTS:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if match := COINED.search(line.replace("_", " ")):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
+    assert found == []
 
 
 def test_test_files_are_short() -> None:

@@ -1,4 +1,4 @@
-"""A test that leaves something behind fails, and the next one starts clean."""
+"""A test that leaves something behind fails."""
 
 from pathlib import Path
 

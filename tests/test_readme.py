@@ -1,4 +1,4 @@
-"""The README's programs run as they stand, on less data."""
+"""The programs in the README run."""
 
 import re
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""`benchmarks/stragglers.py`."""
+
 import importlib.util
 from itertools import pairwise
 from pathlib import Path

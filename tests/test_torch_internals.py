@@ -1,4 +1,4 @@
-"""The private parts of torch that etude depends on: where they may be used, and that each does what it is used for.
+"""The private parts of torch that etude uses.
 
 When a new torch changes one of them, a test here names it and fails.
 """

@@ -1,4 +1,4 @@
-"""Random situations of training end with the weights of a loop written by hand, or are refused by name.
+"""Randomly generated training setups compared with a plain PyTorch loop.
 
 Each is drawn from a seed: model, container of the batch, sampler, workers, optimizer, schedule, microbatches, drops,
 layers that are unfrozen later, gradients that are edited, rows that are NaN, and a stop from which it is resumed.

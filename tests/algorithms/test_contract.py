@@ -1,4 +1,4 @@
-"""The contract of algorithms: every one of `etude.algorithms`, and every probe, alone and in pairs."""
+"""Contract tests for every algorithm and probe, alone and in pairs. `helpers.battery` lists them."""
 
 import inspect
 import itertools

@@ -1,3 +1,5 @@
+"""SpeedMonitor, MemoryMonitor and LRMonitor."""
+
 import math
 from collections.abc import Iterator
 from pathlib import Path

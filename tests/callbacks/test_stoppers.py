@@ -1,3 +1,5 @@
+"""EarlyStopper and ThresholdStopper."""
+
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

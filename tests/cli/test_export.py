@@ -1,3 +1,5 @@
+"""`etude export`."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""The command line: help, errors, exit codes."""
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""`etude plan`."""
+
 from pathlib import Path
 
 import pytest

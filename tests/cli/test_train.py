@@ -1,3 +1,5 @@
+"""`etude train`."""
+
 import contextlib
 import csv
 import inspect

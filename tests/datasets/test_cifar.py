@@ -1,3 +1,5 @@
+"""CIFAR-10 and CIFAR-100."""
+
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The digits of scikit-learn."""
+
 from collections import Counter
 from typing import Any, cast
 

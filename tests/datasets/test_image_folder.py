@@ -1,3 +1,5 @@
+"""Images in folders."""
+
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -209,7 +211,7 @@ class TestRefusals:
             ({"persistent_workers": True}, "persistent_workers=True must come with num_workers >= 1, got 0"),
         ],
     )
-    def test_arguments_that_break_their_rule(self, folder: Path, settings: dict[str, Any], message: str) -> None:
+    def test_invalid_arguments_are_refused(self, folder: Path, settings: dict[str, Any], message: str) -> None:
         with pytest.raises((TypeError, ValueError), match=message):
             load(folder, **settings)
 

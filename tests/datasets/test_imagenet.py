@@ -1,3 +1,5 @@
+"""ImageNet."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Synthetic images."""
+
 from typing import Any
 
 import pytest

@@ -1,4 +1,4 @@
-"""Training on a folder of images: augmentation is the same with any number of workers, and after a resume."""
+"""Training on image folders: augmentation does not depend on loader workers or resuming."""
 
 from pathlib import Path
 from typing import Any

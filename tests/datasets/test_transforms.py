@@ -1,3 +1,5 @@
+"""Presets of image transforms."""
+
 import random
 
 import numpy as np

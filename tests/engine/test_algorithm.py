@@ -1,3 +1,5 @@
+"""The base class of algorithms."""
+
 import inspect
 import textwrap
 

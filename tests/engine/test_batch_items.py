@@ -1,4 +1,4 @@
-"""Parts of a batch are read and replaced by any kind of key."""
+"""`State.batch_get_item` and `State.batch_set_item`."""
 
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace

@@ -1,3 +1,5 @@
+"""The base class of callbacks."""
+
 import inspect
 
 import pytest

@@ -1,4 +1,4 @@
-"""Checks of numeric arguments: which values pass, which error the others raise, and its message."""
+"""Checks of numeric arguments."""
 
 import math
 import re

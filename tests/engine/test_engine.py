@@ -1,3 +1,5 @@
+"""Running events, traces, passes, closing."""
+
 from typing import Any
 
 import pytest

@@ -1,4 +1,4 @@
-"""The loop that the docstring of `Event` shows is the loop that the Trainer turns."""
+"""The pseudocode in the docstring of `Event` matches the events of a Trainer."""
 
 import inspect
 import itertools

@@ -1,4 +1,4 @@
-"""Settings as plain values: equal for the same program, different for another one, and without addresses."""
+"""Settings as plain values: stable between processes, different for different code."""
 
 import functools
 import json

@@ -1,3 +1,5 @@
+"""The logger and its destinations."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Algorithms run in reverse order at the events that end what another event began."""
+"""The order of algorithms at AFTER_* and *_END events."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""The progress of a run is kept and taken back as a whole."""
+"""The progress of a run in checkpoints."""
 
 from dataclasses import fields
 from typing import Any

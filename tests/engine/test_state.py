@@ -1,3 +1,5 @@
+"""The state of a run."""
+
 from collections.abc import Iterator
 
 import pytest
@@ -134,7 +136,7 @@ class TestClock:
         with pytest.raises(ValueError, match=f'span must be in .*"dur".*wall-clock time, got "{text}"'):
             state_of(10, Time(3, "ep")).progress(Time.from_timestring(text))
 
-    def test_a_clock_time_is_no_number_of_epochs(self, text: str) -> None:
+    def test_wall_clock_time_does_not_convert_to_epochs(self, text: str) -> None:
         with pytest.raises(ValueError, match=f'time must be in .*"dur".*wall-clock time, got "{text}"'):
             state_of(10, Time(3, "ep")).in_epochs(Time.from_timestring(text))
 

@@ -1,3 +1,5 @@
+"""`Time`, `Count` and `Timestamp`."""
+
 import copy
 import dataclasses
 import itertools
@@ -43,7 +45,7 @@ class TestParsing:
         assert Time.from_timestring(text).value == value
 
     @pytest.mark.parametrize("unit", TimeUnit)
-    def test_a_whole_number_is_a_float_only_as_a_duration(self, unit):
+    def test_an_int_is_parsed_as_a_float_only_for_durations(self, unit):
         value = Time.from_timestring(f"3{unit}").value
         assert type(value) is (float if unit is TimeUnit.DURATION else int)
 
@@ -135,7 +137,7 @@ class TestConstruction:
 
     @pytest.mark.parametrize("value", ["3", None, True, 1j])
     @pytest.mark.parametrize("unit", TimeUnit)
-    def test_what_is_no_number_is_refused(self, value, unit):
+    def test_a_value_of_another_type_is_refused(self, value, unit):
         with pytest.raises(TypeError, match="value of a time must be a number, got") as caught:
             Time(value, unit)
         assert repr(value) in str(caught.value)
@@ -299,7 +301,7 @@ class TestArithmetic:
             Time(1, unit) + 0.5
 
     @pytest.mark.parametrize("unit", COUNTED)
-    def test_counted_units_multiply_and_divide_down_to_whole_numbers(self, unit):
+    def test_counted_units_round_down_when_multiplied_or_divided(self, unit):
         time = Time(7, unit)
         assert time * 2 == 2 * time == Time(14, unit)
         assert time * 0.5 == time / 2 == Time(3, unit)

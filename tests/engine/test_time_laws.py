@@ -1,4 +1,4 @@
-"""Laws of `Time` and `Timestamp`, for any values."""
+"""Property tests of `Time` and `Timestamp`."""
 
 import math
 from typing import Any

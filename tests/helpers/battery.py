@@ -1,4 +1,4 @@
-"""The algorithms that go through the contract battery, and what it needs to know of each.
+"""The algorithms in the contract tests, with what the tests must know about each.
 
 A new algorithm joins by one line in `BATTERY`.
 """

@@ -1,4 +1,4 @@
-"""Files of checkpoints that are made by hand, and the comparison of what is read from them."""
+"""Crafted checkpoint files, and comparison of their contents."""
 
 import hashlib
 import io

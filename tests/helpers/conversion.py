@@ -1,4 +1,4 @@
-"""What every converted network must do, whatever its blocks are."""
+"""Checks that every converted network must pass."""
 
 import copy
 from collections.abc import Callable

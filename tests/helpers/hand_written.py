@@ -1,4 +1,4 @@
-"""The reference of the random situations: a loop written by hand, which knows nothing of events, readers or ranks."""
+"""A plain PyTorch training loop, the reference for random situations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A small network of every layer of Hugging Face transformers that is known."""
+"""A small network for each supported layer of Hugging Face transformers."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Small images in the formats that datasets are in."""
+"""Small image files in the formats of the datasets."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""What a test must leave in its process as it found it: threads, processes, settings, the working directory."""
+"""Detection of threads, processes, files and settings that a test leaves behind."""
 
 import gc
 import multiprocessing

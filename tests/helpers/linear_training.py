@@ -1,4 +1,4 @@
-"""A training of a linear model, for tests of what happens around the steps."""
+"""Training of a linear model."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Small networks and data that the tests share."""
+"""Small networks and data."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Short trainings on several ranks, and what their tests compare."""
+"""Short trainings on several ranks."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Algorithms of the tests, one for each thing that an algorithm may do: the contract must hold for all of them."""
+"""Test algorithms, one for each kind of change that an algorithm may make."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tests that several ranks run together.
+"""The decorator `on_ranks` for tests on several ranks.
 
 A test function becomes one by the decorator::
 

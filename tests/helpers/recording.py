@@ -1,4 +1,4 @@
-"""What happens in a training, recorded: answers at events, logged metrics."""
+"""Recorders of events and logged metrics."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

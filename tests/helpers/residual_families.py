@@ -1,4 +1,4 @@
-"""A small network of every hand-written block type of torchvision and timm, beyond `helpers.residual_networks`."""
+"""A small network for each hand-written block type of torchvision and timm."""
 
 from collections.abc import Callable
 from functools import partial

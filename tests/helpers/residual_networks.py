@@ -1,4 +1,4 @@
-"""One small network of every registered block type, with normalisations that are not at their start values."""
+"""A small network for each registered block type, with normalization layers at random values."""
 
 from collections.abc import Callable
 

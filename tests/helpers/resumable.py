@@ -1,4 +1,4 @@
-"""A small training with everything in it that a resume could get wrong, shared by the tests of resuming."""
+"""A small training that uses everything a checkpoint must restore."""
 
 import json
 import random
@@ -38,7 +38,7 @@ class NoisyImages(Dataset):
 
 
 def make_model() -> ComposerClassifier:
-    """BatchNorm and dropout, which a resume must both go on with."""
+    """BatchNorm and dropout, whose state a checkpoint must restore."""
     torch.manual_seed(3)
     network = tiny_resnet()
     network.module.insert(len(network.module) - 1, nn.Dropout(0.2))

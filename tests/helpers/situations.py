@@ -1,4 +1,4 @@
-"""Random situations of training: a model, data, an optimizer and what happens on the way, all drawn from one seed."""
+"""Random training setups, generated from a seed."""
 
 import random
 from collections import OrderedDict, UserDict, namedtuple

@@ -1,4 +1,4 @@
-"""Blocks of timm's networks that are traced, each alone with the input that it gets in its network."""
+"""Blocks of timm that are traced, with the input that each gets in its network."""
 
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""FileLogger."""
+
 import copy
 import csv
 import json
@@ -259,7 +261,7 @@ def tell(logger: FileLogger, told: list[Callable[[FileLogger], None]]) -> FileLo
 
 
 def resume(folder: Path, state: dict, told: list[Callable[[FileLogger], None]], rows_per_write: int = 10) -> None:
-    """Go on with a new logger from a state, to the end of the run."""
+    """Continue a run from a state with a new logger."""
     logger = FileLogger(folder, rows_per_write, append=True)
     logger.load_state_dict(state)
     tell(logger, told).close(STATE, LOGGER)
@@ -303,7 +305,7 @@ class TestResume:
             resume(folder, state, told[8:])
             assert files(folder) == undisturbed
 
-    def test_the_latest_row_goes_on_where_the_checkpoint_has_it(self, tmp_path: Path) -> None:
+    def test_the_latest_row_continues_from_the_checkpoint(self, tmp_path: Path) -> None:
         logger = FileLogger(tmp_path)
         logger.log_metrics({"loss": 0.5}, 4)
         state = logger.state_dict()
@@ -333,7 +335,7 @@ class TestResume:
         resumed.close(STATE, LOGGER)
         assert json_rows(tmp_path) == [{"step": 0, "depth": 3}, {"step": 1, "loss": 0.5}]
 
-    def test_the_logger_that_wrote_can_be_taken_back_itself(self, tmp_path: Path, undisturbed: dict) -> None:
+    def test_the_logger_that_wrote_can_load_an_earlier_state(self, tmp_path: Path, undisturbed: dict) -> None:
         told = run()
         logger = tell(FileLogger(tmp_path / "run", 2), told[:9])
         state = logger.state_dict()
@@ -342,7 +344,7 @@ class TestResume:
         tell(logger, told[9:]).close(STATE, LOGGER)
         assert files(tmp_path / "run") == undisturbed
 
-    def test_a_state_of_nothing_takes_back_to_nothing(self, tmp_path: Path) -> None:
+    def test_loading_an_empty_state_removes_all_rows(self, tmp_path: Path) -> None:
         state = FileLogger(tmp_path).state_dict()
         tell(FileLogger(tmp_path), run())
         assert files(tmp_path)

@@ -1,3 +1,5 @@
+"""TensorboardLogger, WandBLogger, ConsoleLogger and InMemoryLogger."""
+
 import io
 import os
 import subprocess

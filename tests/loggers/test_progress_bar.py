@@ -1,3 +1,5 @@
+"""ProgressBar."""
+
 import io
 import math
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""ResNets for CIFAR."""
+
 import pytest
 import torch
 from torch import nn

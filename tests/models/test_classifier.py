@@ -1,3 +1,5 @@
+"""ComposerClassifier."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,3 +1,5 @@
+"""`create_model`."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Export to ONNX and torch.export."""
+
 from pathlib import Path
 
 import pytest

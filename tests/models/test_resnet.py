@@ -1,3 +1,5 @@
+"""`composer_resnet`."""
+
 import pytest
 import torch
 import torchvision

@@ -1,3 +1,5 @@
+"""Parameter groups with and without weight decay."""
+
 import math
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Learning rate schedules."""
+
 import math
 import pickle
 from collections.abc import Callable, Iterator

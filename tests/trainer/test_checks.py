@@ -1,4 +1,4 @@
-"""What cannot train is refused by the Trainer, with name, rule and value, before the model is touched."""
+"""Invalid arguments of the Trainer raise before the model is changed."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""How a training ends: loggers and callbacks are closed, bad data is refused, files are written."""
+"""The end of a training: closing of loggers and callbacks, written files, bad data."""
 
 import json
 from pathlib import Path

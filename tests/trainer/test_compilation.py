@@ -1,4 +1,4 @@
-"""Training with torch.compile: nothing is compiled again when rates and plans change."""
+"""torch.compile: changed rates and drop plans do not recompile."""
 
 import copy
 from collections.abc import Iterator

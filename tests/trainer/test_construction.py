@@ -1,4 +1,4 @@
-"""A Trainer is built in stages: what algorithms make at INIT is what trains, and paths stay where they are."""
+"""The stages in which a Trainer is built."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sets of evaluation data, and metrics of any shape that start anew at each evaluation."""
+"""Evaluation sets and metrics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +64,7 @@ class TestMetrics:
             model.sign.neg_()
         assert trainer.eval()["metrics/eval/accuracy"] == 0.0
 
-    def test_results_that_are_no_numbers_are_returned_and_kept_but_not_logged(self) -> None:
+    def test_tensor_results_are_returned_and_stored_but_not_logged(self) -> None:
         kept = InMemoryLogger()
         trainer = make_trainer(Oracle(), data(), loggers=kept)
         results = trainer.eval()

@@ -1,4 +1,4 @@
-"""What goes wrong in a process: losses that are no numbers, memory and disks that are full, loaders that die."""
+"""Losses that are not finite, out of memory, full disks, dying loader workers."""
 
 import errno
 import logging
@@ -352,7 +352,7 @@ class TestAFullDisk:
         self.check_folder("ep0-ba1.pt", "ep0-ba2.pt")
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-    def test_training_goes_on_where_that_is_asked_for_and_the_next_save_works(
+    def test_training_continues_if_configured_and_the_next_save_works(
         self, monkeypatch: pytest.MonkeyPatch, function: str, code: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         expected = fit(make_trainer(max_duration="5ba"))

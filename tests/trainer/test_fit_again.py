@@ -1,4 +1,4 @@
-"""Training on, with other data or from the beginning, and evaluating other data, with one Trainer."""
+"""Repeated calls of `fit` and `eval`, with other data, durations or subsets."""
 
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ class TestDuration:
         assert trainer.state.timestamp.batch == 4
         assert trainer.state.settings["max_duration"] == "4ba"
 
-    def test_a_stopped_training_may_go_on(self) -> None:
+    def test_a_stopped_training_can_continue(self) -> None:
         class Stop(Callback):
             def batch_end(self, state: State, logger: Any) -> None:
                 state.stop_training()

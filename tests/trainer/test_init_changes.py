@@ -1,4 +1,4 @@
-"""What an algorithm puts into the state at INIT is what the run uses, or is refused by name."""
+"""Changes that algorithms make to the state at INIT."""
 
 from collections.abc import Callable
 from typing import Any

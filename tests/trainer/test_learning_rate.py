@@ -1,4 +1,4 @@
-"""Schedules of ``etude.optim`` and functions of the state as the Trainer's `schedulers`."""
+"""Learning rate schedules in a Trainer."""
 
 import math
 from collections.abc import Callable
@@ -205,7 +205,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("factor", "error"), [(None, TypeError), (-0.5, ValueError), (math.nan, ValueError), ("fast", TypeError)]
     )
-    def test_a_factor_that_is_no_number(self, factor: Any, error: type[Exception]) -> None:
+    def test_an_invalid_factor_is_refused(self, factor: Any, error: type[Exception]) -> None:
         def schedule(state: State) -> Any:
             return factor
 

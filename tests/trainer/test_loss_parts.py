@@ -1,4 +1,4 @@
-"""A loss may be a tuple or a dictionary of its parts."""
+"""Losses that are tuples or dictionaries."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradients are not finite: skipped or an error, on the device where the optimizer can do that."""
+"""Steps that are skipped because loss or gradients are not finite."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every option of the Trainer is declared once."""
+"""The table of options matches the signature of the Trainer."""
 
 import inspect
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Mixed precision and loss scaling."""
+
 from typing import get_args
 
 import pytest
@@ -17,7 +19,7 @@ precisions = pytest.mark.parametrize("precision", get_args(Precision))
 
 
 class Types(Callback):
-    """Keeps the number formats of the outputs, and of the parameters at the end of each batch."""
+    """Records the dtypes of the outputs, and of the parameters at the end of each batch."""
 
     def __init__(self):
         self.trained, self.evaluated, self.parameters = set(), set(), set()

@@ -1,4 +1,4 @@
-"""`Trainer.predict`: the outputs for every sample, in the order of the dataloader."""
+"""`Trainer.predict`."""
 
 from typing import Any, NamedTuple
 

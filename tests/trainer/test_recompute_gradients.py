@@ -1,4 +1,4 @@
-"""An algorithm computes the gradients of a step again at other weights, as sharpness-aware minimization (SAM) does."""
+"""Algorithms that compute the gradients of a step again, as SAM does."""
 
 from typing import Any
 

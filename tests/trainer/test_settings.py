@@ -1,4 +1,4 @@
-"""A resume is refused if a function or a field among the settings has changed, and by its name."""
+"""Resuming with changed functions and fields among the settings."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Signals end a training after its step, with a checkpoint from which it goes on to the same end."""
+"""SIGTERM and SIGINT stop a training after its step, with a checkpoint."""
 
 import os
 import signal
@@ -232,7 +232,7 @@ def signal_group(folder: Path, process: subprocess.Popen, *numbers: int) -> None
 
 
 @pytest.mark.slow
-def test_processes_that_are_signalled_or_killed_go_on_to_the_same_end(tmp_path: Path) -> None:
+def test_interrupted_or_killed_processes_resume_to_the_same_result(tmp_path: Path) -> None:
     """Those that are not in each other's way run at the same time, since to start one takes seconds."""
     undisturbed = start(tmp_path / "undisturbed", "nothing")
     killed = start(tmp_path / "killed", "SIGKILL", torch.randint(1, NUM_STEPS, ()).item())

@@ -1,4 +1,4 @@
-"""What a step, an epoch and a training are."""
+"""Steps, epochs and durations of a training."""
 
 import json
 import logging

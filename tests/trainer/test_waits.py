@@ -1,4 +1,4 @@
-"""The host reads one value per step, that of the step before, and the device never has to be waited for in a pass."""
+"""The host reads one value per step from the device, that of the previous step."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator

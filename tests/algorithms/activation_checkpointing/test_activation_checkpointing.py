@@ -1,4 +1,4 @@
-"""Activation checkpointing changes the memory and the time of a training step, and nothing else."""
+"""ActivationCheckpointing: same results, less memory, recomputed forwards."""
 
 import copy
 import pickle

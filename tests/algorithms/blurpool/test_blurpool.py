@@ -1,4 +1,4 @@
-"""BlurPool against the filter of Zhang (2019) by hand, and what stays the same of a model."""
+"""BlurPool: filters against Zhang (2019), surgery and state_dict."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""The memory format of weights and activations, and what stays the same."""
+"""ChannelsLast: memory format of weights, inputs and activations."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""CutMix against torchvision's own with the same random numbers, and where its boxes lie."""
+"""CutMix against torchvision's, and the distribution of its boxes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The moving average against torch's `AveragedModel`, its evaluation, and its place in checkpoints."""
+"""EMA: averages against torch's `AveragedModel`, evaluation, checkpoints."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Clipped gradients against formulas by hand, on one rank, on two, and sharded."""
+"""GradientClipping: clipped gradients against the formulas, on one rank, two ranks and with FSDP."""
 
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""LabelSmoothing and `cf.smooth_labels`."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,7 +66,7 @@ def test_smoothing_out_of_range_is_refused(smoothing: float) -> None:
         cf.smooth_labels(torch.randn(2, 3), torch.tensor([0, 1]), smoothing)
 
 
-def test_smoothing_that_is_no_number_or_does_nothing_is_refused() -> None:
+def test_smoothing_of_another_type_or_zero_is_refused() -> None:
     with pytest.raises(TypeError, match=r"smoothing must be a number in \[0, 1\], got 'much'"):
         LabelSmoothing("much")
     with pytest.raises(ValueError, match="smoothing must be above 0 to have an effect, got 0"):

@@ -1,4 +1,4 @@
-"""MixUp against formulas by hand and torchvision's own, and what it leaves of a run."""
+"""MixUp against the formulas and torchvision's."""
 
 from typing import Any
 

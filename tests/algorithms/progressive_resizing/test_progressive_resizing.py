@@ -1,4 +1,4 @@
-"""Sizes against the schedule by hand, and pixels against torch's `interpolate`."""
+"""ProgressiveResizing: schedule of sizes, pixels against `interpolate`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""SAM against a loop by hand, its second pass, and what it does not work with."""
+"""SAM against a plain PyTorch loop."""
 
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Block types of torchvision, etude and torch.nn: conversion, training, evaluation, folding."""
+
 import copy
 import pickle
 from typing import Any

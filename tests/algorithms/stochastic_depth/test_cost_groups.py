@@ -1,4 +1,4 @@
-"""Blocks of equal cost, and the equal work of ranks that drop different ones."""
+"""Groups of blocks of equal cost, for balanced draws over ranks."""
 
 import numpy as np
 import pytest

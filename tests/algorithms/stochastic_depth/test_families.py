@@ -1,4 +1,4 @@
-"""Every hand-written block type of torchvision and timm, against the block's own forward."""
+"""Hand-written block types of torchvision and timm against the original forward."""
 
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""`cf.fold_stochastic_depth`: the folded network equals the converted one in evaluation."""
+
 import copy
 
 import pytest

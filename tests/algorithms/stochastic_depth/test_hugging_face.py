@@ -1,4 +1,4 @@
-"""The layers of Hugging Face transformers."""
+"""Layers of Hugging Face transformers."""
 
 import copy
 import inspect

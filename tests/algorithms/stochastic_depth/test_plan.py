@@ -1,3 +1,5 @@
+"""Drop plans: distribution of the draws, seeds, ranks, microbatches."""
+
 import random
 
 import numpy as np
@@ -63,7 +65,7 @@ def test_every_row_of_a_balanced_sample_draw_has_the_same_rate() -> None:
     assert np.abs(1 - kept / STEPS - 0.3).max() < 5 * np.sqrt(0.21 / STEPS)
 
 
-def test_balanced_draws_let_any_two_blocks_sit_out_together() -> None:
+def test_balanced_draws_can_drop_any_two_blocks_together() -> None:
     """Without a random order, neighbours on the line would exclude each other for ever."""
     dropped = draws_of("block", "balanced", [0.5] * 6)
     together = dropped.T @ dropped

@@ -1,3 +1,5 @@
+"""Drop rates over depth."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_rate_out_of_range_is_refused(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", ["0.2", None, True, [0.2]])
-def test_rate_that_is_no_number_is_refused(rate: object) -> None:
+def test_a_rate_of_another_type_is_refused(rate: object) -> None:
     with pytest.raises(TypeError, match=r"drop_rate must be a number in \[0, 1\], got"):
         check_rate(rate)
 

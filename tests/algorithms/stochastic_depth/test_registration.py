@@ -1,4 +1,4 @@
-"""Registered splits are checked at the first forward."""
+"""Blocks registered by the user, checked in their first forward."""
 
 import copy
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""The sample method: only kept rows are computed, with correct outputs and gradients."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Expected and measured savings in MACs."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Schedules of the drop rates over time."""
+
 import math
 from typing import Any
 

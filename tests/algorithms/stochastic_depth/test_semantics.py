@@ -1,4 +1,4 @@
-"""What stochastic depth means: expectations, scaling, checkpointing, compiling, number formats."""
+"""Semantics of stochastic depth: expectation, scaling, activation checkpointing, compilation, dtypes."""
 
 import copy
 from collections.abc import Callable
@@ -315,7 +315,7 @@ def test_two_forwards_before_a_backward_are_fine_without_checkpointing() -> None
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_a_step_that_computes_nothing_again_does_not_count_against_the_next(use_reentrant: bool) -> None:
-    """A checkpointed block that sits out saves nothing, so its backward computes nothing again."""
+    """A dropped block with activation checkpointing saves and recomputes nothing."""
     model = Checkpointed(nn.Sequential(*(Bottleneck(16, 4) for _ in range(2))), use_reentrant)
     cf.apply_stochastic_depth(model, drop_rate=0.8, drop_distribution="uniform")
     x = torch.rand(4, 16, 6, 6, requires_grad=True)

@@ -1,3 +1,5 @@
+"""The settings are the same in `Settings`, StochasticDepth and `cf.apply_stochastic_depth`."""
+
 import inspect
 from dataclasses import fields
 

@@ -1,3 +1,5 @@
+"""Converted blocks: forward, drop rates, copies and pickling."""
+
 import copy
 import io
 import pickle
@@ -183,7 +185,7 @@ def test_a_converted_model_can_be_copied(method: str, how: str) -> None:
     assert [type(twin) for twin in twins] == [type(block) for block in blocks]
     assert all(twin.drop_plan is twins[0].drop_plan for twin in twins)
     assert twins[0].drop_plan is not blocks[0].drop_plan
-    for _ in range(5):  # both go on with the same draws
+    for _ in range(5):  # both continue with the same draws
         assert torch.equal(model(batch), other(batch))
     assert torch.equal(model.eval()(batch), other.eval()(batch))
 

@@ -1,3 +1,5 @@
+"""The algorithm StochasticDepth in a Trainer: events, rates, logs, state."""
+
 import copy
 from typing import Any
 
@@ -196,7 +198,7 @@ def test_the_plans_are_those_of_seed_and_step() -> None:
 
 
 @pytest.mark.parametrize("method", ["block", "sample"])
-def test_metrics_tell_the_rate_the_blocks_and_what_really_sat_out(method: str) -> None:
+def test_the_rate_and_the_blocks_that_were_dropped_are_logged(method: str) -> None:
     algorithm = StochasticDepth(stochastic_method=method, drop_rate=0.5, drop_warmup="6ba")
     _, recorder = train([algorithm])
     rows = [(step, m) for step, m in recorder.metrics if "stochastic_depth/drop_rate" in m]

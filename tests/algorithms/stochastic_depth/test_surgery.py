@@ -1,3 +1,5 @@
+"""Conversion of a model and its removal."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""Finding the residual branch of a block by torch.fx tracing."""
+
 import copy
 import pickle
 from typing import Any

@@ -1,4 +1,4 @@
-"""Converted networks under torch.jit.trace and torch.func."""
+"""Converted networks with torch.jit.trace and torch.func."""
 
 import warnings
 from typing import Any

@@ -1,4 +1,4 @@
-"""The functional form under a Trainer: the model brings its algorithm along, and all else is as with the class."""
+"""Models converted with `cf.apply_stochastic_depth` in a Trainer."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""A training that is killed at random moments, again and again, until it has been killed often enough.
+"""A training that is killed at random times, started by test_chaos.
 
 Usage: chaos.py FOLDER KILLS SEED. Every process is a fork, since starting python is what takes time; the writer
 of checkpoints is slowed so that many kills fall into a save. Prints how many did.

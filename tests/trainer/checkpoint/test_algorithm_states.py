@@ -1,4 +1,4 @@
-"""What algorithms keep in checkpoints: once, once per rank, or sharded like the model."""
+"""States of algorithms in checkpoints: shared, per rank, and sharded."""
 
 from pathlib import Path
 from typing import Any

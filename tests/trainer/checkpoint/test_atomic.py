@@ -1,4 +1,4 @@
-"""Temporary files: nobody shares one, and only those that nobody writes are removed."""
+"""Temporary files of atomic writes."""
 
 import os
 import subprocess

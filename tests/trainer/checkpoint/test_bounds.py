@@ -1,4 +1,4 @@
-"""Files that would unpack to far more than they hold, files of others, and of another version are refused."""
+"""Checkpoint files that would unpack to far more than their size; foreign files and other versions."""
 
 import pickle
 import struct

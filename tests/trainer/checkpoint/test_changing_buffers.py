@@ -1,4 +1,4 @@
-"""Buffers whose shape changes while the model trains: their checkpoints resume, and other models are still refused."""
+"""Buffers whose shape changes during training."""
 
 from pathlib import Path
 from typing import Any

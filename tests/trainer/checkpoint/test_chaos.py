@@ -1,4 +1,4 @@
-"""Killed at any moment, a run leaves a good checkpoint, and ends as if nothing had happened."""
+"""Runs that are killed at random times and resumed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A damaged file is refused, and nothing that a file contains is run."""
+"""Damaged checkpoint files."""
 
 import errno
 import io

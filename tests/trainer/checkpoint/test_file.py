@@ -1,4 +1,4 @@
-"""What is written to a checkpoint comes back as it was, and a file is there as a whole or not at all."""
+"""Writing and reading checkpoint files."""
 
 import enum
 import errno
@@ -133,7 +133,7 @@ class TestRoundTrip:
         assert loaded.tolist() == [0, 1, 2, 0, 0, 5, 6, 7, 8, 9]
 
     @pytest.mark.parametrize("make", [AdamW, lambda p: AdamW(p, amsgrad=True), lambda p: SGD(p, 0.1, momentum=0.9)])
-    def test_the_state_of_a_training_comes_back_and_goes_on_the_same(self, path: Path, make: Any) -> None:
+    def test_training_continues_identically_from_a_loaded_state(self, path: Path, make: Any) -> None:
         model, optimizer = trained(make)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         assert state["optimizer"]["state"]

@@ -1,4 +1,4 @@
-"""Whatever a checkpoint may contain is read as it was written."""
+"""Property tests of checkpoint files."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,4 +1,4 @@
-"""Saved states of optimizers and schedulers are compared with what is to take them."""
+"""Saved states that do not fit the optimizer or scheduler."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -117,7 +117,7 @@ def without(value: Any, place: Place) -> Any:
 
 
 def is_of_the_same_kind(old: Any, new: Any) -> bool:
-    """A wrong value that nothing tells apart from a right one."""
+    """A wrong value that cannot be detected."""
     if isinstance(old, float):
         return type(new) in (int, float) and new == new
     return type(old) is type(new) and not isinstance(old, (list, dict, Tensor))
@@ -148,8 +148,8 @@ def test_a_name_too_few_or_too_many_in_an_optimizer_is_refused(make: Any) -> Non
         with pytest.raises(ValueError, match="must fit the run"):
             check_fits(without(state, place), fresh, 3)
         if place != ("state",) and place != ("param_groups",):
-            extra = {**at(state, place[:-1]), "stranger": 1}
-            with pytest.raises(ValueError, match="'stranger'"):
+            extra = {**at(state, place[:-1]), "unknown": 1}
+            with pytest.raises(ValueError, match="'unknown'"):
                 check_fits(changed(state, place[:-1], extra), fresh, 3)
 
 

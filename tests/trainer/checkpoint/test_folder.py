@@ -1,4 +1,4 @@
-"""Which checkpoints a folder holds, which is the newest good one, and which are removed."""
+"""Checkpoint folders: names, order, `latest` and `best`, removal."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A resumed run is the uninterrupted run, to the bit."""
+"""A resumed run is bit-identical to the uninterrupted run."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Where a run starts from: what may have changed since, what may not, and what a damaged checkpoint means."""
+"""Resuming with changed settings, other data, or damaged checkpoints."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Files that were made on purpose: with good checksums, and contents that no run has written."""
+"""Crafted checkpoint files with valid checksums."""
 
 import importlib
 import os
@@ -146,7 +146,7 @@ class Attempt:
                 return error
             finally:
                 self.path.unlink()
-        for path, content in files.items():  # which were taken back to the moment of the checkpoint
+        for path, content in files.items():  # which the resume has truncated
             Path(path).write_bytes(content)
         return None
 
@@ -392,7 +392,7 @@ class TestValues:
         crafted = changed(contents, ("model", last), change)
         assert "must fit the model" in str(attempt(crafted, load_weights_only=weights_only))
 
-    @pytest.mark.parametrize("model", ["text", None, [], {}, {1: 2}, {"stranger": torch.ones(1)}])
+    @pytest.mark.parametrize("model", ["text", None, [], {}, {1: 2}, {"unknown": torch.ones(1)}])
     def test_what_is_no_model_gives_no_weights(self, attempt: Attempt, model: Any) -> None:
         assert attempt({"version": VERSION, "model": model}, load_weights_only=True) is not None
 

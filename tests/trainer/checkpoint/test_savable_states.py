@@ -1,4 +1,4 @@
-"""A state that can no longer be saved is found after the step, epoch or evaluation that changed it."""
+"""States that cannot be saved raise soon after the change."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""When checkpoints are saved, which of them stay, and which is the best."""
+"""CheckpointSaver: intervals, number of checkpoints kept, the best one."""
 
 import errno
 import os
@@ -102,14 +102,14 @@ class TestWhen:
         assert "ep2-ba12.pt" in written
         assert len(written) == len(set(written))
 
-    def test_a_second_fit_goes_on_saving(self, tmp_path: Path) -> None:
+    def test_a_second_fit_continues_to_save(self, tmp_path: Path) -> None:
         trainer = make_trainer(max_duration="3ba", save_folder=tmp_path, save_interval="2ba")
         trainer.fit()
         trainer.state.max_duration = Time(6, "ba")
         trainer.fit()
         assert names(tmp_path) == ["ep0-ba4.pt", "ep0-ba6.pt", "ep1-ba6.pt"]
 
-    def test_the_interval_goes_on_after_a_resume_where_it_was(self, tmp_path: Path) -> None:
+    def test_the_interval_continues_after_a_resume(self, tmp_path: Path) -> None:
         settings = {"save_interval": "4ba", "save_num_checkpoints_to_keep": -1}
         make_trainer(save_folder=tmp_path / "whole", **settings).fit()
         (tmp_path / "resumed").mkdir()

@@ -1,4 +1,4 @@
-"""The index of shards: every part once, within the files, whatever a crafted checkpoint says."""
+"""Validation of the index of shards."""
 
 import os
 import subprocess

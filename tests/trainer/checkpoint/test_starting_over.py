@@ -1,4 +1,4 @@
-"""Starting from a checkpoint in other ways than simply going on."""
+"""Weights only, shards, and other ways to start from a checkpoint."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_fine_tuning_that_is_interrupted_goes_on_and_does_not_begin_again() -> None:
+def test_interrupted_fine_tuning_is_resumed() -> None:
     make_trainer(save_folder="before").fit()
     settings = {"load_path": "before", "load_weights_only": True, "autoresume": True, "save_folder": "tuned"}
     first = make_trainer(**settings, callbacks=stop_at(5))

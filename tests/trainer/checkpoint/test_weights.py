@@ -1,4 +1,4 @@
-"""The weights in a checkpoint evaluate as they did in training, or are refused."""
+"""The weights in a checkpoint: evaluation and loading."""
 
 import copy
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Splitting, moving and concatenating batches."""
+
 import types
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Training data whose length is an estimate: an epoch ends where its batches do, also in a resumed run."""
+"""Dataloaders whose length is only an estimate."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,7 +104,7 @@ class TestEstimates:
         assert ends == [end for end in (5, 10) if end <= stop]
 
     @pytest.mark.parametrize("stop", [3, 5])
-    def test_a_run_that_was_at_its_end_goes_on_when_it_may_be_longer(
+    def test_a_finished_run_continues_with_a_longer_duration(
         self, tmp_path: Path, make: Callable[[int], DataLoader[Any]], length: int, stop: int
     ) -> None:
         expected, _ = fit(make(length), "8ba")

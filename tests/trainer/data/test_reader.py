@@ -1,3 +1,5 @@
+"""EpochReader: order, resuming, workers, ranks."""
+
 import logging
 import multiprocessing
 import random

@@ -1,3 +1,5 @@
+"""Sampling keyed by seed, epoch and index."""
+
 import random
 import tracemalloc
 from collections.abc import Iterator

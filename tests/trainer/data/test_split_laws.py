@@ -1,4 +1,4 @@
-"""Laws of splitting batches, for any size of batch and microbatch."""
+"""Property tests of splitting batches."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A training in which one process dies or hangs, started by the tests of that.
+"""A training in which one process dies or hangs, started by test_dying.
 
 Usage: dying.py FOLDER WHAT, where WHAT is "kill" or "stop" (rank 1 in the middle of step 5, unless it was
 started again), "nothing", or "linger" (every step takes a while). Writes FOLDER/result.pt at the end.

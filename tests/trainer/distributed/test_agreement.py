@@ -1,4 +1,4 @@
-"""Settings that must be the same on all ranks are refused where they differ, and so is data that cannot be shared."""
+"""Settings and data that differ between ranks raise on all of them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""BatchNorm over the rows of all ranks, in one process; what two do together is in tests/ranks/scenarios.py."""
+"""Synchronized BatchNorm in one process."""
 
 from collections.abc import Iterator
 

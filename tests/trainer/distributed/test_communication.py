@@ -1,4 +1,4 @@
-"""What two ranks send each other: dropped blocks send nothing."""
+"""Bytes sent between two ranks: dropped blocks send nothing."""
 
 from typing import Any
 

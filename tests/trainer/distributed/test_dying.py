@@ -1,4 +1,4 @@
-"""A rank that dies or hangs, and torchrun that starts all of them again."""
+"""Ranks that die or hang, and restarts by torchrun."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def torchrun(folder: Path, what: str, *options: str) -> dict:
 
 
 @pytest.mark.slow
-def test_ranks_that_are_killed_or_stopped_go_on_to_the_end_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_killed_or_stopped_ranks_resume_to_the_result_of_an_uninterrupted_run(tmp_path: Path) -> None:
     undisturbed = torchrun(tmp_path / "undisturbed", "nothing", "--nproc-per-node", "2")
     restarted = torchrun(tmp_path / "killed", "kill", "--nproc-per-node", "2", "--max-restarts", "1")
     assert differences(undisturbed, restarted) == []

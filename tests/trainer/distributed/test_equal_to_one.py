@@ -1,4 +1,4 @@
-"""Two ranks train as DistributedDataParallel does, and as one process on the joined batches."""
+"""Two ranks equal DistributedDataParallel, and one process on the joined batches."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A NaN, too little memory or a signal on one rank concerns all ranks."""
+"""NaN, out of memory and signals on one of two ranks."""
 
 import os
 import signal

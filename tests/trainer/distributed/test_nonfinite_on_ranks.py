@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite, or a signal, on one rank concerns all, whether or not the host waits."""
+"""Losses and gradients that are not finite on one of two ranks."""
 
 import os
 import signal

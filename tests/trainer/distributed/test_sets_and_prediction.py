@@ -1,4 +1,4 @@
-"""On two ranks evaluation sets, prediction and schedules give what one process gives."""
+"""Evaluation sets, prediction and schedules on two ranks."""
 
 import pytest
 import torch

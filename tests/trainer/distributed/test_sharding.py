@@ -1,4 +1,4 @@
-"""FSDP on two ranks equals copies of the model, and dropped blocks are neither gathered nor reduced."""
+"""FSDP on two ranks equals DDP; dropped blocks are neither gathered nor reduced."""
 
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def test_what_runs_next_is_gathered_in_advance_and_nothing_else(size: int | None
 
 
 @on_ranks(2)
-def test_sharded_runs_resume_and_go_on_as_copies(tmp_path: Path) -> None:
+def test_sharded_runs_resume_as_shards_or_as_copies(tmp_path: Path) -> None:
     """On two ranks the arithmetic of shards is that of copies, so that every mixture ends the same, bit by bit."""
     sharded, copies = tmp_path / "sharded", tmp_path / "copies"
     whole = make_trainer(parallelism="fsdp", callbacks=CheckpointSaver(sharded, "1ba", num_to_keep=-1))

@@ -1,4 +1,4 @@
-"""A network of timm on two ranks."""
+"""A timm network on two ranks."""
 
 from typing import Literal
 

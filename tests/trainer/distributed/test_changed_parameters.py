@@ -1,4 +1,4 @@
-"""Ranks stay the same when parameters are unfrozen, added or replaced during training, and learn where they are not."""
+"""Parameters that are unfrozen, added or replaced during training on two ranks."""
 
 from collections.abc import Callable
 from typing import Any
