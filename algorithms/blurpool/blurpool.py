@@ -25,8 +25,10 @@ def apply_blurpool(
 ) -> nn.Module:
     """Add a low-pass filter to strided `Conv2d` and `MaxPool2d` layers (Zhang 2019, arXiv:1904.11486).
 
-    Objects, parameters and the keys of the ``state_dict`` stay the same, so that optimizers and checkpoints fit as
-    before. Layers of subclasses, which may compute something else, are left alone and named in a warning.
+    Objects, parameters and their names stay the same, so that optimizers and weights of the plain network fit as
+    before. The ``state_dict`` has one more entry for each converted layer, so that its weights do not load into a plain
+    network, which computes something else. Layers of subclasses, which may compute something else, are left alone and
+    named in a warning.
 
     Args:
         model: Changed in place.

@@ -1,5 +1,8 @@
 """Downsampling layers with a low-pass filter (Zhang 2019, arXiv:1904.11486)."""
 
+from collections.abc import MutableMapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +31,8 @@ class BlurConv2d(nn.Conv2d):
     """A strided convolution that filters its input, or its output before it is downsampled.
 
     A `Conv2d` is converted by assigning this class, so that the object, its parameters and their names stay the same.
+    The filter is one more entry of the ``state_dict``, so that the weights do not load into a plain network, which
+    computes something else.
     """
 
     blur_filter: Tensor
@@ -45,7 +50,7 @@ class BlurConv2d(nn.Conv2d):
         conv.__class__ = BlurConv2d
         assert isinstance(conv, BlurConv2d)
         conv.blur_first = blur_first
-        conv.register_buffer("blur_filter", binomial_filter().to(conv.weight), persistent=False)
+        _add_filter(conv, binomial_filter().to(conv.weight))
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve and blur, ``(N, C, H, W)``."""
@@ -63,7 +68,7 @@ class BlurConv2d(nn.Conv2d):
 class BlurMaxPool2d(nn.MaxPool2d):
     """A strided max-pooling that computes the maxima at all pixels, and filters them as it downsamples.
 
-    A `MaxPool2d` is converted by assigning this class.
+    A `MaxPool2d` is converted by assigning this class; the filter is an entry of the ``state_dict``.
     """
 
     blur_filter: Tensor
@@ -72,12 +77,22 @@ class BlurMaxPool2d(nn.MaxPool2d):
     def convert(pool: nn.MaxPool2d) -> None:
         """Convert a pooling in place: not of a subclass, without ``ceil_mode`` and ``return_indices``."""
         pool.__class__ = BlurMaxPool2d
-        pool.register_buffer("blur_filter", binomial_filter(), persistent=False)
+        _add_filter(pool, binomial_filter())
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool and blur, ``(N, C, H, W)``."""
         maxima = F.max_pool2d(input, self.kernel_size, 1, self.padding, self.dilation)
         return _blur(maxima, self.blur_filter, self.stride)
+
+
+def _add_filter(layer: nn.Module, blur_filter: Tensor) -> None:
+    layer.register_buffer("blur_filter", blur_filter)
+    layer.register_load_state_dict_pre_hook(_add_to_weights)
+
+
+def _add_to_weights(layer: nn.Module, weights: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Let weights of the plain network load."""
+    weights.setdefault(f"{prefix}blur_filter", layer.blur_filter)
 
 
 def _blur(input: Tensor, blur_filter: Tensor, stride: int | tuple[int, int]) -> Tensor:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import etude.functional as cf
+from etude import Trainer
 from etude.algorithms import BlurPool, StochasticDepth
 from etude.algorithms.blurpool import BlurConv2d, BlurMaxPool2d, blur_2d
+from etude.trainer import CheckpointSaver, load_weights
 from helpers.battery import make_model, make_trainer
-from helpers.networks import LinearModel
+from helpers.networks import LinearModel, images
 from helpers.resumable import differences
 
 FILTER = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
@@ -77,16 +79,16 @@ def test_a_shift_changes_less() -> None:
     assert change(filtered) < 0.8 * change(plain)
 
 
-def test_a_resnet_keeps_its_objects_parameters_and_keys() -> None:
+def test_a_resnet_keeps_its_objects_and_parameters() -> None:
     model = resnet18()
     modules, parameters, keys = list(model.modules()), list(model.parameters()), list(model.state_dict())
     assert cf.apply_blurpool(model) is model
     assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-    assert list(model.state_dict()) == keys
     converted = [name for name, module in model.named_modules() if isinstance(module, (BlurConv2d, BlurMaxPool2d))]
     strided = [f"layer{number}.0.{name}" for number in (2, 3, 4) for name in ("conv1", "downsample.0")]
     assert converted == ["maxpool", *strided]  # not conv1, which has 3 input channels
+    assert {*model.state_dict()} == {*keys, *(f"{name}.blur_filter" for name in converted)}
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 1000)
 
 
@@ -98,8 +100,31 @@ def test_copies_and_pickles_are_blurred_too(tmp_path: Path) -> None:
     assert not torch.allclose(expected, plain((images, None)))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other((images, None)), expected)
-    plain.load_state_dict(model.state_dict())
-    assert torch.equal(cf.apply_blurpool(plain, min_channels=4)((images, None)), expected)
+
+
+def test_weights_of_a_plain_network_load_and_those_of_a_blurred_one_do_not_load_into_it(tmp_path: Path) -> None:
+    saver = CheckpointSaver(tmp_path, "1ep")
+    trainer = make_trainer(BlurPool(min_channels=4), callbacks=saver)
+    plain, images = make_model(), torch.randn(2, 3, 8, 8)
+    trainer.state.model.load_state_dict(plain.state_dict())
+    trainer.fit()
+    expected = trainer.state.model.eval()((images, None))
+    weights = load_weights(tmp_path)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*blur_filter"):
+        plain.load_state_dict(weights)
+    other = cf.apply_blurpool(make_model(), min_channels=4).eval()
+    other.load_state_dict(weights)
+    assert torch.equal(other((images, None)), expected)
+    for settings in ({"train": True, "load_weights_only": True}, {"train": False}):
+        with pytest.raises(ValueError, match="blur_filter"):
+            start(tmp_path, **settings)
+    trainer.close()
+
+
+def start(path: Path, train: bool, **settings: Any) -> Trainer:
+    """A Trainer of a plain model that loads a checkpoint."""
+    data = {"train_dataloader": images(), "max_duration": "1ep"} if train else {"eval_dataloader": images()}
+    return Trainer(make_model(), load_path=path, device="cpu", progress_bar=False, **data, **settings)
 
 
 @pytest.mark.parametrize("blur_first", [True, False])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 import etude.functional as cf
@@ -91,6 +92,20 @@ def test_rows_are_mixed_over_the_whole_batch_before_it_is_split(size: int | None
         torch.testing.assert_close(
             found_targets, (1 - mixing) * one_hot + mixing * one_hot[partners], rtol=0, atol=1e-7
         )
+    trainer.close()
+
+
+@pytest.mark.parametrize("algorithms", [[MixUp()], [LabelSmoothing(), MixUp()], [MixUp(), LabelSmoothing()]])
+def test_metrics_of_training_see_the_original_targets(algorithms: list[Any]) -> None:
+    """As a callback finds them after the loss of each microbatch."""
+    found = At(Event.BEFORE_BACKWARD, lambda state: state.batch[1])
+    whole = At(Event.BATCH_START, lambda state: state.batch[1])
+    accuracy = MulticlassAccuracy(3)
+    update = At(Event.AFTER_BACKWARD, lambda state: accuracy.update(state.outputs, state.batch[1]))
+    trainer = make_trainer(algorithms, callbacks=[found, whole, update], device_train_microbatch_size=2)
+    trainer.fit()
+    assert torch.equal(torch.cat(found.answers), torch.cat(whole.answers))
+    assert 0 < accuracy.compute() < 1
     trainer.close()
 
 
