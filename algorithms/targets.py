@@ -27,19 +27,12 @@ def as_probabilities(target: Tensor, logits: Tensor) -> Tensor:
     if target.shape != shape_of_indices:
         shape, wanted = tuple(target.shape), f"{tuple(shape_of_indices)} or {tuple(logits.shape)}"
         raise ValueError(f"target must be of shape {wanted} for these logits, got {shape}")
-    _check_indices(target, logits.shape[1])
-    # As one_hot, which waits for a GPU to check the indices.
-    return torch.zeros_like(logits, dtype=dtype).scatter_(1, target.unsqueeze(1).long(), 1)
-
-
-def _check_indices(target: Tensor, num_classes: int) -> None:
     if target.is_floating_point() or target.is_complex():
         raise ValueError(f"target must be class indices of an integer type, got {target.dtype}")
-    if target.device.type != "cpu" or target.numel() == 0:
-        return
-    lowest, highest = (int(value) for value in target.aminmax())
-    if lowest < 0 or highest >= num_classes:
+    try:
+        # As one_hot, which waits for a GPU to check the indices; a CPU checks them here without reading them twice.
+        return torch.zeros_like(logits, dtype=dtype).scatter_(1, target.unsqueeze(1).long(), 1)
+    except RuntimeError as error:
         raise ValueError(
-            f"target must be class indices in [0, {num_classes}), as probabilities have no ignore_index, got "
-            f"{lowest if lowest < 0 else highest}"
-        )
+            f"target must be class indices in [0, {logits.shape[1]}), as probabilities have no ignore_index: {error}"
+        ) from error

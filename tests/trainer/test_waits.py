@@ -16,7 +16,7 @@ from etude import Algorithm, Event, Trainer
 from etude.algorithms import LabelSmoothing, StochasticDepth
 from etude.callbacks import LRMonitor, MemoryMonitor, SpeedMonitor
 from etude.engine import Engine, Logger, State
-from etude.trainer.data.batches import split
+from etude.trainer.data.batches import copy_stream, move, split
 from etude.trainer.flags import flag_step
 from etude.trainer.precision import Precision
 from helpers.networks import images, tiny_resnet
@@ -270,6 +270,26 @@ def test_the_gpu_computes_what_the_cpu_does() -> None:
     on_cpu, on_gpu = (train_on(device).state.model.state_dict() for device in ("cpu", "gpu"))
     for name, tensor in on_cpu.items():
         torch.testing.assert_close(on_gpu[name].cpu(), tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@gpu
+def test_a_batch_is_copied_while_the_gpu_is_busy() -> None:
+    """The copy does not wait for the work before it, and the work after it waits for the copy."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    stream = copy_stream(device)
+    assert stream is not None
+    host = {"image": torch.rand(1 << 20).pin_memory(), "names": ["a"]}
+    large = torch.rand(8192, 8192, device=device)
+    for _ in range(20):
+        large = large @ large
+        large /= large.norm()
+    busy = torch.cuda.Event()
+    busy.record()
+    batch = move(host, device, stream)
+    stream.synchronize()
+    assert not busy.query()
+    assert torch.equal((batch["image"] + 1).cpu(), host["image"] + 1)
 
 
 @pytest.mark.gpu

@@ -38,7 +38,7 @@ def read_batches(
         ValueError: If an algorithm changes the number of rows on several ranks, whose batches would no longer
             be weighted by their rows.
     """
-    state = engine.state
+    state, stream = engine.state, copy_stream(engine.state.device)
     with closing(reader.batches(int(state.timestamp.epoch), int(start))) as iterator:
         while True:
             if before is not None:
@@ -48,7 +48,7 @@ def read_batches(
                 return
             state.global_batch_num_samples, state.batch_fingerprint = num_global, reader.batch_digest
             num_local = state.batch_num_samples = num_global if state.world_size == 1 else num_samples(batch)
-            state.batch = move(batch, state.device)
+            state.batch = move(batch, state.device, stream)
             if after is not None and engine.run_event(after):  # an algorithm ran
                 _count_again(engine, num_local, after)
             yield state.batch
@@ -105,16 +105,29 @@ def concatenate(parts: Sequence[Any]) -> Any:
     return _with_values(first, [concatenate(column) for column in columns])
 
 
-def move(batch: Any, device: torch.device) -> Any:
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream in which batches are copied while the step before still runs; None on other devices than GPUs."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def move(batch: Any, device: torch.device, stream: torch.cuda.Stream | None = None) -> Any:
     """The batch on `device`, without waiting for copies from pinned memory. Containers keep their type.
 
     Besides tensors, other values with a method ``to`` are moved by it.
+
+    Args:
+        batch: A tensor, or a container of tensors.
+        device: Where it is needed.
+        stream: Copies tensors from the host, independently of what the current stream still computes; what the
+            current stream is given next waits for them.
     """
     values = _values(batch)
     if values is not None:
-        return _with_values(batch, [move(value, device) for value in values])
+        return _with_values(batch, [move(value, device, stream) for value in values])
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        if stream is None or batch.device.type != "cpu":
+            return batch.to(device, non_blocking=True)
+        return _copy(batch, device, stream)
     return batch.to(device) if callable(getattr(batch, "to", None)) and not isinstance(batch, type) else batch
 
 
@@ -124,6 +137,15 @@ def detach(batch: Any) -> Any:
         return batch.detach()
     values = _values(batch)
     return batch if values is None else _with_values(batch, [detach(value) for value in values])
+
+
+def _copy(tensor: Tensor, device: torch.device, stream: torch.cuda.Stream) -> Tensor:
+    current = torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        copied = tensor.to(device, non_blocking=True)
+    current.wait_stream(stream)
+    copied.record_stream(current)  # or its memory could be used for the next copy while the step still reads it
+    return copied
 
 
 def _count_again(engine: Engine, before: int, event: Event) -> None:

@@ -97,7 +97,7 @@ def test_soft_targets_have_the_precision_of_the_loss() -> None:
 @pytest.mark.parametrize("index", [-100, 255])
 def test_an_ignored_class_is_refused(index: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"class indices in \[0, 3\), as probabilities have no ignore_index, got {index}"
+        ValueError, match=rf"class indices in \[0, 3\), as probabilities have no ignore_index: index {index} is out"
     ):
         cf.smooth_labels(torch.randn(2, 3), torch.tensor([0, index]))
 
