@@ -18,9 +18,10 @@ class TrainMetrics(Callback):
     """Computes the training metrics of a model, those of ``get_metrics(is_train=True)``, over each epoch.
 
     They are logged at its end as ``metrics/train/NAME``, and kept in `State.train_metrics`. They see each microbatch
-    with its outputs after the loss, when algorithms such as `LabelSmoothing` have restored the targets. An epoch that
-    was resumed in its middle includes what came before its checkpoint, except for metrics that are not of torchmetrics:
-    they are not logged for that epoch.
+    with its outputs after the loss, when algorithms such as `LabelSmoothing` and `MixUp` have restored the targets; of
+    a step that is computed at other weights, too, those of the first pass. An epoch that was resumed in its middle
+    includes what came before its checkpoint, except for metrics that are not of torchmetrics: they are not logged for
+    that epoch.
 
     Args:
         metrics: The metrics by name, which are copied.
@@ -35,7 +36,8 @@ class TrainMetrics(Callback):
         # Copies, as an evaluation resets the metrics that the model gives for it, which may be the same objects.
         self._metrics = {name: deepcopy(metric).to(device) for name, metric in metrics.items()}
         self._whole: set[str] = set()  # those that have seen the epoch from its start
-        self._pairs: list[tuple[Any, Any]] = []  # of the microbatches of the step, which may be repeated
+        self._pairs: list[tuple[Any, Any]] = []  # of the microbatches of the step
+        self._is_complete = False  # whether they are all of its microbatches
 
     def epoch_start(self, state: State, logger: Logger) -> None:
         """Reset all metrics."""
@@ -44,11 +46,14 @@ class TrainMetrics(Callback):
             if hasattr(metric, "reset"):
                 metric.reset()
 
-    def after_loss(self, state: State, logger: Logger) -> None:
+    def before_backward(self, state: State, logger: Logger) -> None:
         """Keep the microbatch and its outputs."""
-        if state.microbatch_start == 0:
+        if self._is_complete:  # a pass at other weights, see `State.recompute_gradients`
+            return
+        if state.microbatch_start == 0:  # also where memory ran out before
             self._pairs = []
         self._pairs.append((state.batch, detach(state.outputs)))
+        self._is_complete = state.microbatch_start + state.microbatch_num_samples == state.batch_num_samples
 
     @torch.no_grad()
     def after_train_batch(self, state: State, logger: Logger) -> None:
@@ -57,7 +62,7 @@ class TrainMetrics(Callback):
         for batch, outputs in self._pairs:
             for metric in self._metrics.values():
                 model.update_metric(batch, outputs, metric)
-        self._pairs = []
+        self._pairs, self._is_complete = [], False
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Compute and log them."""

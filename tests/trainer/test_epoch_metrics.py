@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from etude import Trainer
-from etude.algorithms import LabelSmoothing
+from etude import Event, Trainer
+from etude.algorithms import SAM, LabelSmoothing, MixUp
 from etude.loggers import InMemoryLogger
 from etude.models import ComposerModel
 from etude.trainer import CheckpointSaver
 from helpers.networks import vectors
 from helpers.ranks import on_ranks
+from helpers.recording import At
 
 
 class Classifier(ComposerModel):
@@ -84,6 +85,32 @@ def test_they_are_those_of_all_samples_of_the_epoch(microbatch_size: int | None)
     assert isinstance(matrix, Tensor) and int(matrix.sum()) == 22
     assert "metrics/train/matrix" not in logger.data
     trainer.close()
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 3])
+@pytest.mark.parametrize("order", [1, -1])
+def test_they_see_mixed_rows_of_the_first_pass_with_their_own_targets(order: int, microbatch_size: int | None) -> None:
+    model = Classifier()
+    whole = At(Event.BATCH_START, lambda state: state.batch[1])
+    passes = At(Event.BEFORE_BACKWARD, lambda state: (state.microbatch_start, state.outputs.detach().argmax(1)))
+    trainer = make_trainer(
+        model,
+        algorithms=[LabelSmoothing(), MixUp(2.0), SAM(rho=5.0)][::order],
+        callbacks=[whole, passes],
+        device_train_microbatch_size=microbatch_size,
+    )
+    trainer.fit()
+    predictions, targets = (torch.cat(part) for part in zip(*model.seen[::2], strict=True))  # of the first metric
+    assert torch.equal(targets, torch.cat(whole.answers))
+    starts = [number for number, (start, _) in enumerate(passes.answers) if start == 0]
+    assert len(starts) == 2 * len(whole.answers)
+    by_pass = [
+        torch.cat([outputs for _, outputs in passes.answers[first:last]])
+        for first, last in zip(starts, [*starts[1:], None], strict=True)
+    ]
+    assert torch.equal(predictions, torch.cat(by_pass[::2]))
+    assert not torch.equal(predictions, torch.cat(by_pass[1::2]))
+    assert trainer.state.train_metrics["metrics/train/matrix"].sum() == 22  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("step", [3, 6, 8])
