@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .blocks import Branch
+from .blocks import BlockType
 from .standalone import remove_stochastic_depth
 from .surgery import required_blocks, stochastic_blocks
 
@@ -98,15 +98,15 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     """
     required_blocks(model, "save anything")
     shadow = _shadow(model).train()
-    branches = {
-        block: (block.block_type.branches_of(block), [block.drop_plan.rates[index] for index in block.drop_indices])
+    rates = {
+        block: (block.block_type, [block.drop_plan.rates[index] for index in block.drop_indices])
         for block in stochastic_blocks(shadow)
     }
     remove_stochastic_depth(shadow)
     sample = torch.empty(_NUM_SAMPLES, *input_shape, dtype=next(model.parameters()).dtype, device="meta")
     batch = (sample, None) if hasattr(model, "loss") else sample
     inputs: dict[nn.Module, tuple[Any, Any]] = {}
-    for block in branches:
+    for block in rates:
         block.register_forward_pre_hook(partial(_keep_input, inputs), with_kwargs=True)
     names = {module: name for name, module in shadow.named_modules()}
     try:
@@ -114,7 +114,7 @@ def expected_savings(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         shape = tuple(input_shape)
         raise ValueError(f"input_shape must be the shape of one sample of the model, got {shape}: {error}") from error
-    costs = (_branch_costs(names[block], block, *branches[block], inputs[block]) for block in branches)
+    costs = (_branch_costs(names[block], block, *rates[block], inputs[block]) for block in rates)
     return Savings(
         tuple(chain.from_iterable(costs)),
         macs,
@@ -129,13 +129,15 @@ _NUM_SAMPLES = 2  # BatchNorm in training needs two
 def _branch_costs(
     name: str,
     block: nn.Module,
-    branches: Sequence[Branch],
+    block_type: BlockType,
     rates: Sequence[float],
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> Iterator[BlockCost]:
-    args, kwargs = arguments
+    (x, *others), kwargs = arguments
+    args = tuple(others)
+    branches = block_type.branches_of(block, args, kwargs)
     for number, (branch, rate) in enumerate(zip(branches, rates, strict=True)):
-        run = partial(branch.residual, block, *args, **kwargs)
+        run = partial(branch.residual, block, branch.prepare(block, x), *args, **kwargs)
         parameters = _parameters_of(block, run)
         yield BlockCost(
             name=name if len(branches) == 1 else f"{name}[{number}]",
@@ -145,6 +147,8 @@ def _branch_costs(
             gradient_bytes=_gradient_bytes(parameters),
             activation_bytes=_activation_bytes(run),
         )
+        with torch.no_grad():
+            x = branch.run(block, x, 1.0, *args, **kwargs)
 
 
 def _parameters_of(block: nn.Module, run: Callable[[], Tensor]) -> list[nn.Parameter]:

@@ -168,7 +168,7 @@ class StochasticBlock(nn.Module):
         if len(kept) != num_rows:
             raise ValueError(
                 f'stochastic_method="sample" needs one row per sample: {len(kept)} samples were drawn for, '
-                f"{type(self).__name__} got {num_rows} rows"
+                f"{self.block_name} ({self.plain_class.__qualname__}) got {num_rows} rows"
             )
         return kept
 
@@ -186,7 +186,13 @@ class StochasticBlock(nn.Module):
         x = branch.prepare(self, x)
 
         def residual(rows: Tensor) -> Tensor:
-            return self._pad_single_row(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
+            out = self._pad_single_row(rows, x, kept, lambda r: branch.residual(self, r, *args, **kwargs))
+            if out.shape[dim] != rows.shape[dim]:  # it would be added to other rows
+                raise ValueError(
+                    f"a residual branch of {self.block_name} ({self.plain_class.__qualname__}) must return as many "
+                    f"rows as it gets, {rows.shape[dim]}, got {out.shape[dim]}"
+                )
+            return out
 
         if branch.is_projection(self):
             shortcut = partial(branch.take_shortcut, self)
@@ -225,12 +231,13 @@ class StochasticBlock(nn.Module):
 
     def _check_at_first_use(self, x: Tensor, args: Any, kwargs: Any) -> None:
         """Compare the split with the block's own forward, unless the tests of this package did."""
-        if self.block_type.is_verified or "_is_checked" in self.__dict__ or x.is_meta or is_in_backward():
+        if self.block_type.is_verified or self.__dict__.get("_is_checked") or x.is_meta or is_in_backward():
             return
         if is_tracing() or self.block_type.has_state(self, args, kwargs):
             return  # the check would become a part of the graph, or change the state
         check_split(self, self.block_name, self.block_type, x, args, kwargs)
-        self._is_checked = True
+        # A single row cannot be compared with the rows of a batch.
+        self._is_checked = self.drop_plan.method == "block" or x.shape[self.block_type.get_batch_dim(self)] > 1
 
     def _pad_single_row(
         self, rows: Tensor, x: Tensor, kept: np.ndarray, function: Callable[[Tensor], Tensor]

@@ -1,5 +1,6 @@
 """`etude plan`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_it_takes_every_residual_network(
     main(["plan", *arguments])
     lines = capsys.readouterr().out.splitlines()
     assert sum("layer" in line.split()[0] for line in lines if line.split()) == num_rows
+
+
+def test_it_says_what_is_not_converted(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "timm:gcvit_xxtiny"])
+    output = capsys.readouterr().out
+    assert re.search(
+        r"^not converted: \d+ MbConvBlock: not a known type of block and without a drop path$", output, re.M
+    )
 
 
 @pytest.mark.parametrize(
