@@ -16,8 +16,9 @@ class EarlyStopper(MetricStopper):
         EarlyStopper("accuracy", "eval", patience="3ep")
 
     Args:
-        monitor: Name of the metric in ``model.get_metrics(is_train=False)``, or ``"loss"``.
-        dataloader_label: Name of the evaluation data; ``"eval"`` if there is only one set.
+        monitor: Name of the metric in ``model.get_metrics``, or ``"loss"``.
+        dataloader_label: Name of the evaluation data, ``"eval"`` if there is only one set; ``"train"`` for the mean
+            over each epoch of training.
         comp: ``"less"`` (or ``"lt"``), ``"greater"`` (``"gt"``), or a function of the latest and the best value, as
             tensors, that tells whether the latest is better. By default less for names with "loss", "error" or
             "perplexity", greater for all others.

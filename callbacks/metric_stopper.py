@@ -1,5 +1,6 @@
 """Base class of the callbacks that end training because of a metric."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,11 @@ _LOWER_IS_BETTER = ("loss", "error", "perplexity")
 
 
 class MetricStopper(Callback):
-    """Checks one metric after each evaluation, and may end the training.
+    """Checks one metric after each evaluation, or after each epoch of training, and may end the training.
 
     Args:
-        monitor: Name of the metric in ``model.get_metrics(is_train=False)``, or ``"loss"``.
-        dataloader_label: Name of the evaluation data.
+        monitor: Name of the metric in ``model.get_metrics``, or ``"loss"``.
+        dataloader_label: Name of the evaluation data, or ``"train"`` for the mean over an epoch of training.
         comp: ``"less"`` (or ``"lt"``), ``"greater"`` (``"gt"``), or a function of a value and the one that it is
             compared with, as tensors, that tells whether the first is better. By default less for names with
             "loss", "error" or "perplexity", greater for all others.
@@ -60,13 +61,7 @@ class MetricStopper(Callback):
         Raises:
             ValueError: If the metric or the evaluation data does not exist.
         """
-        if not state.evaluators:
-            raise ValueError(f"{type(self).__name__} needs an eval_dataloader, got None")
-        evaluators = {evaluator.label: evaluator for evaluator in state.evaluators}
-        if self.dataloader_label not in evaluators:
-            labels = ", ".join(evaluators)
-            raise ValueError(f"dataloader_label must be one of {labels}, got {self.dataloader_label!r}")
-        known = ["loss", *evaluators[self.dataloader_label].select(_metrics_of(state.model))]
+        known = ["loss", *self._known_metrics(state)]
         if self.monitor not in known:
             raise ValueError(f"monitor must be one of {', '.join(known)}, got {self.monitor!r}")
         if self._has_stopped:
@@ -75,6 +70,12 @@ class MetricStopper(Callback):
     def eval_end(self, state: State, logger: Logger) -> None:
         """Check the metric, and end the training if it asks for that."""
         if state.dataloader_label == self.dataloader_label and self.should_stop(self._value(state), state):
+            self._has_stopped = True
+            state.stop_training()
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Check a metric of training."""
+        if self.dataloader_label == "train" and self.should_stop(self._train_value(state), state):
             self._has_stopped = True
             state.stop_training()
 
@@ -90,6 +91,25 @@ class MetricStopper(Callback):
         """Restore what `state_dict` returned."""
         self._has_stopped = bool(state["has_stopped"])
 
+    def _known_metrics(self, state: State) -> list[str]:
+        if self.dataloader_label == "train":
+            return _metrics_of(state.model, is_train=True)
+        if not state.evaluators:
+            raise ValueError(f"{type(self).__name__} needs an eval_dataloader, got None")
+        evaluators = {evaluator.label: evaluator for evaluator in state.evaluators}
+        if self.dataloader_label not in evaluators:
+            labels = ", ".join([*evaluators, "train"])
+            raise ValueError(f"dataloader_label must be one of {labels}, got {self.dataloader_label!r}")
+        return evaluators[self.dataloader_label].select(_metrics_of(state.model, is_train=False))
+
+    def _train_value(self, state: State) -> float:
+        if self.monitor == "loss":
+            return math.nan if state.epoch_loss.mean is None else state.epoch_loss.mean
+        value = state.train_metrics.get(self.metric)
+        if not isinstance(value, float):
+            raise ValueError(f"monitor must be a metric that is a number, got {self.metric!r}")
+        return value
+
     def _value(self, state: State) -> float:
         if self.metric not in state.eval_metrics:
             known = ", ".join(state.eval_metrics)
@@ -97,8 +117,8 @@ class MetricStopper(Callback):
         return state.eval_metrics[self.metric]
 
 
-def _metrics_of(model: Any) -> list[str]:
-    return list(model.get_metrics(is_train=False)) if hasattr(model, "get_metrics") else []
+def _metrics_of(model: Any, *, is_train: bool) -> list[str]:
+    return list(model.get_metrics(is_train=is_train)) if hasattr(model, "get_metrics") else []
 
 
 def _find_comparison(comp: str | Comparison | None, monitor: str) -> Comparison:

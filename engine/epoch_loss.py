@@ -15,6 +15,7 @@ class EpochLoss:
     """
 
     def __init__(self) -> None:
+        self._latest = torch.tensor(torch.nan)
         self._sums = (0.0, 0.0)
         self._chunks: list[Tensor] = []
         self._losses: list[Tensor] = []
@@ -22,10 +23,16 @@ class EpochLoss:
 
     def add(self, loss: Tensor, num_samples: int) -> None:
         """Add the mean loss of a batch, a tensor without dimensions."""
+        self._latest = loss
         self._losses.append(loss)
         self._samples.append(num_samples)
         if len(self._losses) == _MOST_KEPT:
             self._join()
+
+    @property
+    def latest(self) -> Tensor:
+        """The loss of the latest batch, on its device; NaN before the first."""
+        return self._latest
 
     @property
     def mean(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointError, CheckpointSaver, load_evaluation_factors, load_weights
 from .distributed import RankLostError
+from .reproducibility import seed_all
 from .signals import TrainingInterrupted
 from .trainer import Trainer
 
@@ -13,4 +14,5 @@ __all__ = [
     "TrainingInterrupted",
     "load_evaluation_factors",
     "load_weights",
+    "seed_all",
 ]

@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine.checks import check_int
 
-def seed_all(seed: int, deterministic_mode: bool, rank: int = 0) -> None:
-    """Seed the generators of python, numpy and torch, and choose deterministic kernels if asked to.
 
-    Ranks draw different numbers, for example for dropout; rank 0 uses the seed itself.
+def seed_all(seed: int, deterministic_mode: bool = False, rank: int = 0) -> None:
+    """Seed the global generators of python, numpy and torch.
+
+    The Trainer does so when it is built. Called before the model is built, it covers the initial weights too, which
+    must be the same on all ranks.
+
+    Args:
+        seed: In [0, 2**32).
+        deterministic_mode: Whether to use deterministic kernels only.
+        rank: Ranks draw different numbers, for example for dropout; rank 0 uses the seed itself.
+
+    Raises:
+        ValueError: If `seed` is out of range.
     """
+    check_int("seed", seed, ge=0, lt=2**32)
     seed = (seed + rank * 0x9E3779B1) % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the global generator is what user code draws from

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from etude import Callback, Logger, State, Time, Trainer
 from etude.callbacks import EarlyStopper, ThresholdStopper
+from etude.loggers import InMemoryLogger
 from helpers.networks import LinearModel, vectors
 
 BATCHES = 6  # per epoch
@@ -210,6 +211,44 @@ def test_a_metric_that_there_is_not_is_refused_before_the_first_step(stopper: Ca
     with pytest.raises(ValueError, match=message):
         trainer.fit()
     assert trainer.state.timestamp == "0ba"
+
+
+class TestTraining:
+    """Stoppers that look at the training itself."""
+
+    def make_trainer(self, *callbacks: Callback, loggers: Any = ()) -> Trainer:
+        torch.manual_seed(0)
+        model = LinearModel()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        settings: Any = {"optimizers": optimizer, "callbacks": callbacks, "loggers": loggers}
+        return Trainer(model, vectors(), max_duration="4ep", progress_bar=False, **settings)
+
+    def test_the_mean_loss_of_an_epoch(self) -> None:
+        logger = InMemoryLogger()
+        reference = self.make_trainer(loggers=logger)
+        reference.fit()
+        losses = [float(value) for _, value in logger.data["loss/train/epoch"]]
+        assert losses[2] < losses[1] < losses[0]
+        trainer = self.make_trainer(ThresholdStopper("loss", "train", (losses[0] + losses[1]) / 2))
+        trainer.fit()
+        assert trainer.state.timestamp == "2ep"
+
+    def test_the_loss_of_a_batch(self) -> None:
+        logger = InMemoryLogger()
+        self.make_trainer(loggers=logger).fit()
+        losses = [float(value) for _, value in logger.data["loss/train/total"]]
+        smallest = min(losses[:8])
+        trainer = self.make_trainer(ThresholdStopper("loss", "train", smallest + 1e-6, stop_on_batch=True))
+        trainer.fit()
+        assert trainer.state.timestamp.batch == losses.index(smallest) + 1
+
+    def test_metrics_that_there_are_not(self) -> None:
+        with pytest.raises(ValueError, match="monitor must be one of loss, got 'accuracy'"):
+            self.make_trainer(EarlyStopper("accuracy", "train")).fit()
+        with pytest.raises(
+            ValueError, match='stop_on_batch must be False for other metrics than the "loss" of "train"'
+        ):
+            ThresholdStopper("loss", "eval", 1.0, stop_on_batch=True)
 
 
 def test_a_run_without_evaluation_is_refused() -> None:

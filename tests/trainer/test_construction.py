@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from etude.engine import Algorithm, Callback, Event, State
-from etude.trainer import Trainer
-from helpers.networks import LinearModel, tiny_resnet, vectors
+from etude.trainer import Trainer, seed_all
+from helpers.networks import LinearModel, tiny_resnet, vectors, weights
 
 
 class AtInit(Algorithm):
@@ -150,3 +150,15 @@ class TestEvaluationOnly:
         trainer = Trainer(LinearModel(), load_path=tmp_path, device="cpu", progress_bar=False)
         with pytest.raises(ValueError, match="optimizers and train_dataloader must be given to the Trainer"):
             trainer.fit("1ep", vectors())
+
+
+def test_a_seed_before_the_model_is_built_covers_its_initial_weights() -> None:
+    def train() -> Tensor:
+        seed_all(7)
+        trainer = make_trainer(LinearModel(), seed=7)
+        trainer.fit()
+        return weights(trainer.state.model)
+
+    assert torch.equal(train(), train())
+    with pytest.raises(ValueError, match=r"seed must be an int in \[0, 2\*\*32\), got -1"):
+        seed_all(-1)

@@ -77,6 +77,8 @@ class CheckpointSaver(Callback):
             raise ValueError(
                 f'best must come with an eval_dataloader to have an effect, got "{self._best_mode}:{self._best_metric}"'
             )
+        if self._best_metric is not None:
+            _check_metric(self._best_metric, state)
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Check that the settings are the same on all ranks, which must save together."""
@@ -276,6 +278,19 @@ def _write_alone(path: Path, contents: dict[str, Any], publish: Callable[[], Non
     except Exception as error:
         return error
     return None
+
+
+def _check_metric(name: str, state: State) -> None:
+    """Refuse the name of a metric that no evaluation of the run will have; what follows a slash is seen then."""
+    model: Any = state.model
+    metrics = list(model.get_metrics(is_train=False)) if hasattr(model, "get_metrics") else []
+    known = [
+        *(f"loss/{evaluator.label}/total" for evaluator in state.evaluators),
+        *(f"metrics/{evaluator.label}/{each}" for evaluator in state.evaluators for each in evaluator.select(metrics)),
+    ]
+    is_loss_part = any(name.startswith(f"loss/{evaluator.label}/") for evaluator in state.evaluators)
+    if not is_loss_part and not any(name == each or name.startswith(f"{each}/") for each in known):
+        raise ValueError(f"best must name one of the evaluation's metrics, {', '.join(known)}, got {name!r}")
 
 
 def _moment(state: State) -> tuple[int, int]:

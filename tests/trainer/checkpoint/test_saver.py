@@ -177,20 +177,20 @@ class Script(LinearModel):
         self.values = list(values)
 
     def get_metrics(self, is_train: bool) -> dict[str, Any]:
-        return {} if is_train else {"script": Metric(self.values.pop(0))}
+        return {} if is_train else {"script": Metric(self.values)}
 
     def update_metric(self, batch: Any, outputs: Tensor, metric: Any) -> None: ...
 
 
 class Metric:
-    def __init__(self, value: float) -> None:
-        self.value = value
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
 
     def to(self, device: Any) -> "Metric":
         return self
 
     def compute(self) -> float:
-        return self.value
+        return self.values.pop(0)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -246,7 +246,7 @@ class TestTheBest:
 
     def test_an_unknown_metric_is_an_error_that_lists_the_known(self, tmp_path: Path) -> None:
         known = "loss/eval/total, metrics/eval/script"
-        with pytest.raises(ValueError, match=f"best must name one of the evaluation's metrics {known}, got 'acc'"):
+        with pytest.raises(ValueError, match=f"best must name one of the evaluation's metrics, {known}, got 'acc'"):
             self.scripted(tmp_path, [1], "max:acc").fit()
 
     def test_without_evaluation_it_is_refused_when_the_trainer_is_built(self, tmp_path: Path) -> None:
