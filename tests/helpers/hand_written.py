@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helpers.situations import NUM_CLASSES, Network, Situation
+from helpers.situations import NUM_CLASSES, Network, Situation, add_layer, replace_head
 
 
 @dataclass
@@ -27,14 +27,23 @@ class Recorded:
     rows_of_ranks: list[int]
 
 
-def train_by_hand(situation: Situation, steps: Sequence[Recorded]) -> Network:
-    """Train on the recorded batches, with the recorded drops."""
+def train_by_hand(situation: Situation, steps: Sequence[Recorded]) -> tuple[Network, dict[str, Tensor]]:
+    """Train on the recorded batches, with the recorded drops.
+
+    Returns:
+        The model, and the exponential moving average of its floating-point parameters and buffers.
+    """
     model = situation.make_model()
     # torch's fused SGD fails where a parameter has no gradient in the first step.
     unfused = {"fused": False} if "fused" in situation.optimizer.name else {}
     optimizer, scheduler = situation.make_optimizer(model, **unfused)
+    averages: dict[str, Tensor] = {}
+    if situation.replaces_head:
+        replace_head(model, optimizer)
     model.train()
     for number, step in enumerate(steps):
+        if situation.grow_at == number:
+            add_layer(model, optimizer)
         if situation.unfreeze_at is not None:
             model.stem.requires_grad_(number >= situation.unfreeze_at)
         for parameter in model.parameters():
@@ -42,8 +51,7 @@ def train_by_hand(situation: Situation, steps: Sequence[Recorded]) -> Network:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         is_finite = _compute_gradients(model, situation, step, number)
         if is_finite:
-            if situation.edit == "clip":
-                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            edit_before_update(model, situation, number)
             optimizer.step()
         else:
             for name, buffer in model.named_buffers():
@@ -52,7 +60,16 @@ def train_by_hand(situation: Situation, steps: Sequence[Recorded]) -> Network:
                 optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler steps all the same
         if scheduler is not None:
             scheduler.step()
-    return model
+        if situation.ema is not None:
+            _average(averages, model, situation.ema)
+    return model, averages
+
+
+def _average(averages: dict[str, Tensor], model: nn.Module, smoothing: float) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            average = averages.get(name, value)
+            averages[name] = smoothing * average + (1 - smoothing) * value
 
 
 def _compute_gradients(model: Network, situation: Situation, step: Recorded, number: int) -> bool:
@@ -63,7 +80,11 @@ def _compute_gradients(model: Network, situation: Situation, step: Recorded, num
         for begin in range(start, start + num_rows, size):
             rows = slice(begin, min(begin + size, start + num_rows))
             outputs = _forward(model, step.x[rows], step.kept[:, rows], situation)
-            loss = nn.functional.cross_entropy(outputs, _targets(step.y[rows], situation))
+            targets = _targets(step.y[rows], situation)
+            loss = nn.functional.cross_entropy(outputs, targets)
+            if situation.runs_twice:
+                again = _forward(model, step.x[rows], step.kept[:, rows], situation)
+                loss = loss + 0.5 * nn.functional.cross_entropy(again, targets)
             share = len(step.x[rows]) / num_rows * (num_rows / len(step.x))
             is_finite = is_finite and bool(loss.isfinite())
             if loss.requires_grad:
@@ -77,21 +98,37 @@ def _compute_gradients(model: Network, situation: Situation, step: Recorded, num
     return is_finite and all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
+def edit_before_update(model: nn.Module, situation: Situation, number: int) -> None:
+    """Change gradients as an algorithm may at AFTER_TRAIN_BATCH."""
+    if situation.edit == "clip":
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    elif situation.edit == "noise":
+        generator = torch.Generator().manual_seed(number)
+        for parameter in model.parameters():
+            noise = 0.01 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            if parameter.grad is not None:
+                parameter.grad += noise
+
+
 def edit_after_backward(model: nn.Module, situation: Situation) -> None:
     """Change gradients as an algorithm may at AFTER_BACKWARD."""
+    if situation.edit == "clip after backward":
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     for parameter in model.parameters():
         if parameter.grad is None:
             continue
         if situation.edit == "halve after backward":
             parameter.grad.mul_(0.5)
         elif situation.edit == "replace after backward":
-            parameter.grad = parameter.grad * 2.0
+            parameter.grad = parameter.grad * 1.1
 
 
 def _targets(y: Tensor, situation: Situation) -> Tensor:
     if situation.smoothing is None:
         return y
-    return nn.functional.one_hot(y, NUM_CLASSES) * (1 - situation.smoothing) + situation.smoothing / NUM_CLASSES
+    return (
+        nn.functional.one_hot(y, NUM_CLASSES).double() * (1 - situation.smoothing) + situation.smoothing / NUM_CLASSES
+    )
 
 
 def _forward(model: Network, x: Tensor, kept: Tensor, situation: Situation) -> Tensor:

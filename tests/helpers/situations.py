@@ -15,6 +15,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -94,12 +95,44 @@ class GrowingBatches(Sampler[list[int]]):
         return len(list(iter(self)))
 
 
-class Network(nn.Module):
-    """A stem, residual blocks that stochastic depth converts, and a linear layer."""
+class UnseededBatches(Sampler[list[int]]):
+    """Batches of the user's own sampler, in an order that no seed decides."""
 
-    def __init__(self, kind: str, num_blocks: int) -> None:
+    def __init__(self, num_rows: int, batch_size: int) -> None:
+        self.num_rows, self.batch_size = num_rows, batch_size
+
+    def __iter__(self) -> Any:
+        order = random.SystemRandom().sample(range(self.num_rows), self.num_rows)
+        yield from (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+
+class Stream(IterableDataset[Any]):
+    """The rows of a dataset as a stream without a length."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return (self.rows[number] for number in range(len(self.rows)))
+
+
+class Network(nn.Module):
+    """A stem, residual blocks that stochastic depth converts, and a linear layer.
+
+    Args:
+        kind: Of the blocks.
+        num_blocks: How many.
+        runs_twice: Whether the loss runs the model again, as R-Drop does.
+    """
+
+    extra: nn.Linear
+
+    def __init__(self, kind: str, num_blocks: int, runs_twice: bool) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.runs_twice = kind, runs_twice
         if kind == "transformer":
             self.stem: nn.Module = nn.Linear(4, 8)
             layers = [
@@ -132,10 +165,30 @@ class Network(nn.Module):
 
     def end(self, x: Tensor) -> Tensor:
         """What comes after the blocks."""
-        return self.head(x.mean(1) if self.kind == "transformer" else x.mean((2, 3)))
+        x = x.mean(1) if self.kind == "transformer" else x.mean((2, 3))
+        return self.head(x + self.extra(x) if hasattr(self, "extra") else x)
 
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
-        return nn.functional.cross_entropy(outputs, inputs_and_targets(batch)[1])
+        targets = inputs_and_targets(batch)[1]
+        loss = nn.functional.cross_entropy(outputs, targets)
+        return loss + 0.5 * nn.functional.cross_entropy(self(batch), targets) if self.runs_twice else loss
+
+
+def replace_head(model: Network, optimizer: Optimizer) -> None:
+    """Give the last layer new parameters, as an algorithm does at INIT."""
+    new = {id(old): nn.Parameter(0.5 * old.detach()) for old in model.head.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]
+    model.head.weight, model.head.bias = new[id(model.head.weight)], new[id(model.head.bias)]
+
+
+def add_layer(model: Network, optimizer: Optimizer) -> None:
+    """Add a layer that trains from now on."""
+    model.extra = nn.Linear(model.head.in_features, model.head.in_features, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.extra.parameters():
+            parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+    optimizer.param_groups[1]["params"].extend(model.extra.parameters())
 
 
 class Choice(NamedTuple):
@@ -177,8 +230,11 @@ SAMPLERS: list[Choice] = [
         ),
     ),
     Choice("own batches", lambda rows, size: GrowingBatches(len(rows))),
+    Choice("unseeded", lambda rows, size: UnseededBatches(len(rows), size)),
 ]
-EDITS = ["none", "clip", "halve after backward", "replace after backward"]
+STREAM = Choice("stream", Stream)
+EDITS = ["none", "clip", "noise", "clip after backward", "halve after backward", "replace after backward"]
+EDITS_AFTER_BACKWARD = EDITS[3:]
 
 
 @dataclass
@@ -196,14 +252,20 @@ class Situation:
         self.container = draw.choice(sorted(CONTAINERS))
         self.num_rows = 2 * draw.randint(6, 10)
         self.batch_size = draw.choice([2, 4, 6])
-        self.sampler = draw.choice(SAMPLERS)
+        self.sampler = draw.choice([*SAMPLERS, *SAMPLERS, STREAM])
         self.num_workers = draw.choice([0, 0, 0, 0, 0, 0, 1])
-        self.optimizer = draw.choice(OPTIMIZERS)
+        self.replaces_head = draw.random() < 0.2
+        self.grow_at = draw.choice([None, None, None, draw.randint(0, 3)])
+        # Adagrad makes the state of its parameters when it is built, and has none for new ones.
+        takes_new = self.replaces_head or self.grow_at is not None
+        self.optimizer = draw.choice(OPTIMIZERS[:-1] if takes_new else OPTIMIZERS)
         self.scheduler = draw.choice(SCHEDULERS)
         self.microbatch_size = draw.choice([None, None, 1, 2, 3])
         self.edit = draw.choice(EDITS)
         self.unfreeze_at = draw.choice([None, None, 0, 1, 3])
-        self.method = draw.choice([None, "block", "block", "sample"])
+        self.runs_twice = draw.random() < 0.2
+        self.method = draw.choice([None, "block", "block", "sample", "sample"])
+        self.is_functional = self.method is not None and draw.random() < 0.4
         self.draws = draw.choice(["independent", "balanced"])
         self.drop_rate = draw.choice([0.3, 0.7, 1.0])
         self.use_same_gpu_seed = draw.random() < 0.7
@@ -212,6 +274,8 @@ class Situation:
         self.bad_row = draw.choice([None, None, None, draw.randrange(self.num_rows)])
         self.num_steps = draw.randint(5, 9)
         self.stop_at = draw.choice([None, draw.randint(1, self.num_steps - 1)])
+        self.ema = draw.choice([None, None, 0.5]) if self.grow_at is None else None
+        self.max_nonfinite_steps = draw.choice([100, 100, 0])
 
     def __str__(self) -> str:
         choices = {name: getattr(value, "name", value) for name, value in vars(self).items()}
@@ -223,27 +287,37 @@ class Situation:
         return self.num_ranks > 1 or self.method == "sample" or "fused" in self.optimizer.name
 
     @property
-    def may_be_refused_with(self) -> str | None:
-        """The error of several ranks if gradients are edited before they are averaged; None if all must go well.
+    def may_be_refused_with(self) -> list[str]:
+        """The errors with which this training may end; all others are wrong.
 
-        They are averaged after the last microbatch, and after that event in a step in which layers are unfrozen.
+        Gradients are averaged after the last microbatch, and after AFTER_BACKWARD in a step in which parameters begin
+        to train.
         """
-        is_before_average = self.microbatch_size is not None or self.unfreeze_at is not None
-        edits = self.edit in ("halve after backward", "replace after backward")
-        return "must not be changed at AFTER_BACKWARD" if self.num_ranks > 1 and edits and is_before_average else None
+        reasons = []
+        changes = self.microbatch_size is not None or self.unfreeze_at is not None or self.grow_at is not None
+        if self.num_ranks > 1 and self.edit in EDITS_AFTER_BACKWARD and changes:
+            reasons.append("must not be changed at AFTER_BACKWARD")
+        if self.num_ranks > 1 and self.sampler is STREAM:
+            reasons.append("must be a torch DataLoader over a map-style dataset")
+        if self.num_ranks > 1 and self.sampler.name == "unseeded":
+            reasons.append("all ranks must list the same batches")
+        if self.grow_at is not None and self.stop_at is not None and self.grow_at < self.stop_at:
+            reasons.append("the checkpoint must fit the ")  # a model that has the new layer, too
+        if self.bad_row is not None and self.max_nonfinite_steps == 0:
+            reasons.append("max_nonfinite_steps=0")
+        return reasons
 
     def make_model(self) -> Network:
         torch.manual_seed(self.seed)
-        return Network(self.kind, self.num_blocks)
+        return Network(self.kind, self.num_blocks, self.runs_twice)
 
     def make_dataloader(self, model: Network) -> DataLoader[Any]:
         rows = Rows(self.num_rows, model.shape, self.bad_row)
-        return DataLoader(
-            rows,
-            batch_sampler=self.sampler.build(rows, self.batch_size),
-            collate_fn=partial(_collate, self.container),
-            num_workers=self.num_workers,
-        )
+        collate, workers = partial(_collate, self.container), self.num_workers
+        if self.sampler is STREAM:
+            return DataLoader(Stream(rows), self.batch_size, collate_fn=collate, num_workers=workers)
+        sampler = self.sampler.build(rows, self.batch_size)
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate, num_workers=workers)
 
     def make_optimizer(self, model: nn.Module, **settings: Any) -> tuple[Optimizer, LRScheduler | None]:
         # The stem has a group of its own, as where it is trained with another learning rate.

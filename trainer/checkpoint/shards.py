@@ -260,6 +260,8 @@ def _fit_optimizer(saved: Any, optimizer: Any, templates: dict[str, Tensor]) -> 
         **saved,
         "state": {
             number: {name: _like(value, parameters[number], templates) for name, value in values.items()}
+            if number in range(len(parameters))  # any other is refused later, by name
+            else values
             for number, values in saved["state"].items()
         },
     }

@@ -63,14 +63,14 @@ def test_one_process_under_torchrun_is_bit_identical_to_one_without(tmp_path: Pa
     assert differences(under, without) == []
 
 
-@pytest.mark.parametrize("what", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
-def test_the_other_rank_ends_with_a_clear_error(tmp_path: Path, what: str) -> None:
+def run_two_ranks(folder: Path, what: str) -> tuple[list[int], list[str]]:
+    """The exit codes and the messages of both ranks, each as long as it lives by itself."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, tmp_path, what],
+            [sys.executable, SCRIPT, folder, what],
             env=os.environ
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
             | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
@@ -79,14 +79,55 @@ def test_the_other_rank_ends_with_a_clear_error(tmp_path: Path, what: str) -> No
         )
         for rank in (0, 1)
     ]
+    waited_for = processes[:1] if what == "stop" else processes  # one that hangs does not end
     try:
-        _, message = processes[0].communicate(timeout=100)
+        messages = [process.communicate(timeout=100)[1] for process in waited_for]
+        codes = [process.returncode for process in waited_for]
     finally:
         for process in processes:
             process.kill()
             process.wait()
             assert process.stderr is not None
             process.stderr.close()
-    assert processes[0].returncode not in (0, -signal.SIGKILL)
-    assert "RankLostError: rank 0 of 2 got no answer: another process of this training has ended or hangs" in message
+    return codes, messages
+
+
+LOST = "RankLostError: rank {} of 2 got no answer: another process of this training has ended or hangs"
+
+
+@pytest.mark.parametrize("what", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
+def test_the_other_rank_ends_with_a_clear_error(tmp_path: Path, what: str) -> None:
+    codes, messages = run_two_ranks(tmp_path, what)
+    assert codes[0] not in (0, -signal.SIGKILL)
+    assert LOST.format(0) in messages[0]
     assert (tmp_path / "saved" / "latest").read_text() == "ep0-ba4.pt\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("batch_end", "ArithmeticError: at batch_end"),
+        ("after_loss", "ArithmeticError: at after_loss"),
+        ("epoch_end", "ArithmeticError: at epoch_end"),
+        ("eval_batch_end", "ArithmeticError: at eval_batch_end"),
+        ("eval_end", "ArithmeticError: at eval_end"),
+        ("fit_end", "ArithmeticError: at fit_end"),
+        ("metric", "ArithmeticError: in a metric"),
+        ("logger", "ValueError: refused by the logger"),
+    ],
+)
+def test_an_error_of_one_rank_ends_both_and_a_restart_resumes(tmp_path: Path, what: str, error: str) -> None:
+    """An error in a callback, a metric, a logger or an evaluation."""
+    failing = 0 if what == "logger" else 1
+    codes, messages = run_two_ranks(tmp_path, what)
+    assert error in messages[failing]
+    assert codes[failing] != 0
+    if what != "fit_end":  # where the other rank has nothing to wait for
+        assert codes[1 - failing] != 0
+        assert LOST.format(1 - failing) in messages[1 - failing]
+    saved = (tmp_path / "saved" / "latest").read_text()
+    assert saved in ("ep0-ba4.pt\n", "ep0-ba5.pt\n", "ep1-ba5.pt\n", "ep2-ba10.pt\n", "ep1-ba10.pt\n"), saved
+    codes, messages = run_two_ranks(tmp_path, "nothing")
+    assert codes == [0, 0], messages
+    assert (tmp_path / "result.pt").exists()
