@@ -141,7 +141,7 @@ def test_public_names_exist_once_and_are_documented(name: str) -> None:
         assert thing.__doc__ or public == "Pass"
 
 
-def test_the_face_is_what_the_readme_promises() -> None:
+def test_the_public_names_are_those_of_the_readme() -> None:
     expected = {
         "Algorithm",
         "Callback",

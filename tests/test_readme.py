@@ -23,5 +23,5 @@ def test_a_program_runs(program: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", TEXT))
-def test_what_it_links_to_is_there(target: str) -> None:
+def test_links_point_to_existing_files(target: str) -> None:
     assert target.startswith("https://") or (Path(etude.__file__).parent / target).exists()

@@ -77,7 +77,7 @@ def test_a_step_saves_what_its_slowest_rank_saves(stragglers: ModuleType, costs:
         assert saved[step] == pytest.approx(min(of_ranks))
 
 
-def test_without_chance_nobody_waits(stragglers: ModuleType) -> None:
+def test_without_random_drops_no_rank_waits(stragglers: ModuleType) -> None:
     costs = stragglers.Costs([0.0, 1.0, 1.0], np.array([2.0, 3.0, 5.0]), 20)
     for estimates in stragglers.simulate(costs, [4], plans=4).values():
         (estimate,) = estimates
@@ -86,7 +86,9 @@ def test_without_chance_nobody_waits(stragglers: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("model", "num_blocks"), [("resnet18", 8), ("vit_b_16", 12)])
-def test_what_is_dropped_together_is_counted_together(stragglers: ModuleType, model: str, num_blocks: int) -> None:
+def test_blocks_that_are_dropped_together_are_counted_together(
+    stragglers: ModuleType, model: str, num_blocks: int
+) -> None:
     costs = stragglers.count(model, 0.2)
     assert len(costs.rates) == len(costs.macs) == num_blocks
     with torch.device("meta"):

@@ -76,7 +76,7 @@ PUBLIC_ALL_THE_SAME = {"_asdict", "_fields", "_make", "_replace"}  # the documen
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_private_names_of_other_packages_stand_in_torch_internals_only(path: Path) -> None:
+def test_private_names_of_other_packages_are_used_in_torch_internals_only(path: Path) -> None:
     foreign = private_names_used_in(ast.parse(path.read_text())) - own_private_names() - PUBLIC_ALL_THE_SAME
     assert not foreign or path.name == "torch_internals.py"
 

@@ -132,7 +132,7 @@ class TestEarlyStopper:
         assert watch.events == ["eval"] * 5 + ["end"]
 
     @pytest.mark.parametrize("stop_at", [4, 12, 14, 18, 20])
-    def test_a_resumed_run_stops_where_the_unbroken_one_does(self, tmp_path: Path, stop_at: int) -> None:
+    def test_a_resumed_run_stops_at_the_same_step_as_an_uninterrupted_one(self, tmp_path: Path, stop_at: int) -> None:
         script = [1, 2, 2, 2, 2, 2, 2, 2]
         unbroken = make_trainer(script, EarlyStopper("score"))
         unbroken.fit()
@@ -206,7 +206,7 @@ def test_bad_arguments_are_refused(make: Callable[[], Any], error: type[Exceptio
         (ThresholdStopper("score", "validation", 1.0), "dataloader_label must be .*, got 'validation'"),
     ],
 )
-def test_a_metric_that_there_is_not_is_refused_before_the_first_step(stopper: Callback, message: str) -> None:
+def test_an_unknown_metric_is_refused_before_the_first_step(stopper: Callback, message: str) -> None:
     trainer = make_trainer([1] * 8, stopper)
     with pytest.raises(ValueError, match=message):
         trainer.fit()

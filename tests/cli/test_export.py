@@ -103,7 +103,7 @@ class _Payload:
         return (Path("/tmp/etude-payload-ran").touch, ())  # would run if the file were unpickled
 
 
-def test_what_is_no_weights_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "missing": (None, "run must be the folder of a finished etude train"),
         "garbage": (b"garbage", "must be a weights file of etude train, but it cannot be read"),

@@ -203,7 +203,7 @@ def test_a_run_is_repeated_from_its_recipe_alone(
         ({}, "there is a run in runs/short already: --resume runs/short continues it, and another --run-name"),
     ],
 )
-def test_what_cannot_be_resumed_is_refused_in_one_line(
+def test_runs_that_cannot_be_resumed_are_refused_in_one_line(
     run: tuple[Path, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

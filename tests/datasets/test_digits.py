@@ -96,7 +96,7 @@ def test_an_argument_below_its_minimum_is_refused(arguments):
         digits_dataloaders(**arguments)
 
 
-def test_what_is_known_of_them():
+def test_their_metadata():
     data = digits_dataloaders(image_size=8)
     assert data.class_names == tuple("0123456789")
     (train, _), whole = cast(TensorDataset, data.train_dataloader.dataset).tensors, load_digits().images

@@ -45,7 +45,7 @@ class TestSplit:
         assert data.class_names == ("ant", "bee", "cat")
         assert data.num_classes == 3
 
-    def test_the_seed_decides_which(self, folder: Path) -> None:
+    def test_the_seed_determines_the_draws(self, folder: Path) -> None:
         held_out = [files(load(folder, seed=seed), "eval") for seed in (0, 0, 1, 2)]
         assert held_out[0] == held_out[1]
         assert len(set(map(frozenset, held_out))) > 1
@@ -151,7 +151,7 @@ class TestCorruptImages:
         assert len(left) == sum(COUNTS.values()) - 3
         assert not left & {"ant/003.png", "bee/001.png", "bee/002.png"}
 
-    def test_nothing_is_skipped_where_all_is_well(self, folder: Path) -> None:
+    def test_finite_steps_are_not_skipped(self, folder: Path) -> None:
         assert load(folder, on_corrupt="skip").num_skipped == 0
 
     def test_a_class_without_any_image_left_is_refused(self, folder: Path) -> None:
@@ -173,13 +173,15 @@ class TestRefusals:
             ({f"class {n}": 1 for n in range(9)}, "class 0, .*class 4 and 4 more"),
         ],
     )
-    def test_what_is_no_image_folder(self, tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    def test_folders_that_are_not_image_folders_are_refused(
+        self, tmp_path: Path, counts: dict[str, int], message: str
+    ) -> None:
         folder = write_folder(tmp_path / "images", counts)
         folder.mkdir(exist_ok=True)
         with pytest.raises(ValueError, match=message):
             load(folder)
 
-    def test_what_is_not_there(self, tmp_path: Path) -> None:
+    def test_missing_files_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for name in ("missing", "file"):
             with pytest.raises(FileNotFoundError, match=f"folder must be a folder of images, .*{name}"):

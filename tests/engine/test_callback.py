@@ -23,7 +23,7 @@ def test_there_is_no_method_without_an_event():
     assert methods - PLAIN == {event.value for event in Event}
 
 
-def test_the_methods_stand_in_the_order_of_the_events() -> None:
+def test_the_methods_are_in_the_order_of_the_events() -> None:
     methods = [name for name in vars(Callback) if not name.startswith("_") and name not in PLAIN]
     assert methods == [event.value for event in Event]
 

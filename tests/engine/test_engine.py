@@ -80,7 +80,7 @@ class TestAlgorithms:
         engine_of([WhileUntouched("a", log), WhileUntouched("b", log)]).run_event(Event.BEFORE_LOSS)
         assert log == ["a", "b"]
 
-    def test_traces_tell_who_ran_when_and_with_what_exit_code(self):
+    def test_traces_record_algorithm_order_and_exit_code(self):
         algorithms = [Act("a", [], exit_code=5), Act("b", [], Event.BATCH_END), Act("c", [])]
         traces = engine_of(algorithms).run_event(Event.BATCH_START)
         assert traces == (
@@ -145,7 +145,7 @@ class TestCallbacks:
         assert calls == [(event.value, engine.state, engine.logger)]
 
     @pytest.mark.parametrize("event", Event)
-    def test_an_event_that_nobody_answers_calls_nothing(self, event, monkeypatch):
+    def test_an_event_without_listeners_calls_nothing(self, event, monkeypatch):
         """What is not overridden is not even called: the plain method of the base class explodes here."""
 
         def explode(self, state, logger):

@@ -170,7 +170,7 @@ def test_a_function_that_has_run_often_is_described_as_before() -> None:
     assert (describe(nested), describe(scaled)) == before
 
 
-def test_a_recursive_closure_comes_to_an_end() -> None:
+def test_a_recursive_closure_terminates() -> None:
     def count(n: int) -> int:
         return n and count(n - 1)
 
@@ -189,7 +189,7 @@ def test_an_unassigned_variable_of_a_closure_is_not_comparable() -> None:
     assert find_opaque(describe(make())) == ["closure.later (not assigned yet)"]
 
 
-def test_what_cannot_be_told_apart_is_found_by_name() -> None:
+def test_settings_that_cannot_be_compared_are_found_by_name() -> None:
     first, second = Plain(nn.Linear(2, 2)), Plain(nn.Linear(2, 2))  # type: ignore[arg-type]
     assert describe(first) == describe(second)
     assert find_opaque(describe(first)) == ["rate (Linear)"]
@@ -219,7 +219,7 @@ def test_no_representation_holds_an_address() -> None:
         assert "0x" not in as_text(describe(Plain(0.5, value)))
 
 
-def test_a_representation_leaves_out_what_is_no_argument() -> None:
+def test_repr_shows_only_arguments() -> None:
     algorithm = Plain(0.5)
     algorithm.losses = [1.0, 2.0]  # type: ignore[attr-defined]
     assert repr(algorithm) == "Plain(rate=0.5, hidden=None)"

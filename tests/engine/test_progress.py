@@ -14,7 +14,7 @@ counts = st.integers(0, 2**40)
 
 
 @given(batch=counts, epochs=st.integers(0, 5), in_epoch=counts, evaluated=st.integers(-1, 9), size=st.none() | counts)
-def test_what_is_kept_comes_back(batch: int, epochs: int, in_epoch: int, evaluated: int, size: int | None) -> None:
+def test_states_are_restored(batch: int, epochs: int, in_epoch: int, evaluated: int, size: int | None) -> None:
     batch += 9 + in_epoch
     progress = Progress(
         timestamp=Timestamp(epochs, batch, 4 * batch, in_epoch, 4 * in_epoch),
@@ -45,7 +45,7 @@ def test_every_field_is_kept() -> None:
         (("device_train_microbatch_size",), 0),
     ],
 )
-def test_where_no_run_can_be_is_refused_and_nothing_changes(path: tuple[str, ...], value: Any) -> None:
+def test_an_impossible_progress_is_refused_and_changes_nothing(path: tuple[str, ...], value: Any) -> None:
     saved = Progress(timestamp=Timestamp(1, 5, 20, 2, 8)).state_dict()
     parent = saved["timestamp"] if len(path) == 2 else saved
     parent[path[-1]] = value

@@ -132,7 +132,7 @@ class TestProgressErrors:
 class TestClock:
     """What is a function of the timestamp cannot depend on a clock."""
 
-    def test_there_is_no_progress_of_a_clock_time(self, text: str) -> None:
+    def test_wall_clock_time_has_no_progress(self, text: str) -> None:
         with pytest.raises(ValueError, match=f'span must be in .*"dur".*wall-clock time, got "{text}"'):
             state_of(10, Time(3, "ep")).progress(Time.from_timestring(text))
 
@@ -180,10 +180,10 @@ class TestInEpochs:
         assert self.state(world_size=2).in_epochs(Time(44, "sp")) == self.state().in_epochs(Time(44, "sp"))
 
     @pytest.mark.parametrize("unit", ["ba", "sp"])
-    def test_is_unknown_where_the_dataloader_tells_no_length(self, unit):
+    def test_is_unknown_if_the_dataloader_has_no_length(self, unit):
         state = State(model=nn.Identity(), train_dataloader=DataLoader(UnsizedRows(), 4))
         assert state.in_epochs(Time(4, unit)) is None
         assert state.in_epochs(Time(4, "ep")) == 4
 
-    def test_samples_are_unknown_where_nobody_tells_the_batch_size(self):
+    def test_the_number_of_samples_is_unknown_without_a_batch_size(self):
         assert state_of(6, None).in_epochs(Time(24, "sp")) is None

@@ -42,7 +42,7 @@ def csv_rows(folder) -> list[dict]:
 
 
 class TestRows:
-    def test_what_is_logged_at_one_step_is_one_row(self, tmp_path):
+    def test_metrics_of_one_step_are_one_row(self, tmp_path):
         logger = FileLogger(tmp_path)
         logger.log_metrics({"loss": 0.5}, step=1)
         logger.log_metrics({"lr": 0.1}, step=1)
@@ -65,7 +65,7 @@ class TestRows:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("kind", [float, torch.tensor])
-    def test_what_json_cannot_say_is_null(self, tmp_path, value, kind):
+    def test_values_that_json_does_not_support_are_null(self, tmp_path, value, kind):
         logger = FileLogger(tmp_path)
         logger.log_metrics({"loss": kind(value), "lr": 0.1}, step=1)
         logger.close(STATE, LOGGER)
@@ -124,7 +124,7 @@ class TestRows:
 
 
 class TestFolder:
-    def test_it_is_made_when_the_first_row_comes(self, tmp_path):
+    def test_it_is_created_with_the_first_row(self, tmp_path):
         folder = tmp_path / "runs" / "mine"
         logger = FileLogger(folder)
         assert list(tmp_path.iterdir()) == []
@@ -132,7 +132,7 @@ class TestFolder:
         logger.close(STATE, LOGGER)
         assert json_rows(folder) == [{"step": 1, "loss": 0.5}]
 
-    def test_one_that_holds_metrics_is_refused_and_stays_as_it_is(self, tmp_path):
+    def test_a_folder_with_metrics_is_refused_and_unchanged(self, tmp_path):
         (tmp_path / "metrics.jsonl").write_text("earlier\n")
         with pytest.raises(FileExistsError, match="must not hold metrics of another run, got") as caught:
             FileLogger(tmp_path)
@@ -215,7 +215,7 @@ class TestInTraining:
         assert [row["step"] for row in rows if "mine" in row] == [4, 5, 6]
         assert [row["mine"] for row in rows[3:]] == [None] * 3
 
-    def test_what_was_logged_before_an_exception_is_written(self, trainer, tmp_path):
+    def test_metrics_before_an_exception_are_written(self, trainer, tmp_path):
         def fail(state, logger):
             raise OSError("gone")
 
@@ -278,7 +278,7 @@ def undisturbed(tmp_path: Path) -> dict[str, bytes]:
 class TestResume:
     @pytest.mark.parametrize("rows_per_write", [1, 3, 10])
     @pytest.mark.parametrize("calls_until_the_kill", [0, 1, 7, 99])
-    def test_wherever_it_is_saved_and_killed_the_files_are_those_of_an_undisturbed_run(
+    def test_after_a_kill_at_any_step_the_files_equal_those_of_an_uninterrupted_run(
         self, tmp_path: Path, undisturbed: dict, rows_per_write: int, calls_until_the_kill: int, caplog
     ) -> None:
         told = run()
@@ -324,7 +324,7 @@ class TestResume:
         resume(tmp_path, state, [])
         assert json_rows(tmp_path) == csv_rows(tmp_path) == [{"step": 4, "loss": 0.5}]
 
-    def test_what_was_logged_before_loading_is_dropped(self, tmp_path: Path) -> None:
+    def test_metrics_before_loading_are_discarded(self, tmp_path: Path) -> None:
         logger = FileLogger(tmp_path)
         logger.log_metrics({"depth": 3}, 0)
         logger.log_metrics({"loss": 0.5}, 1)
@@ -362,7 +362,7 @@ class TestState:
         assert state == {"last_step": 1, "num_written": 1, "rows": [[2, row]]}
         assert [type(value) for value in state["rows"][0][1].values()] == [type(None), int, float]
 
-    def test_asking_for_it_changes_nothing(self, tmp_path: Path, undisturbed: dict) -> None:
+    def test_reading_it_changes_nothing(self, tmp_path: Path, undisturbed: dict) -> None:
         logger = FileLogger(tmp_path / "run", rows_per_write=3)
         for call in run():
             before = files(tmp_path / "run") if (tmp_path / "run").exists() else {}
@@ -372,7 +372,7 @@ class TestState:
         logger.close(STATE, LOGGER)
         assert files(tmp_path / "run") == undisturbed
 
-    def test_what_is_logged_later_does_not_change_it(self, tmp_path: Path) -> None:
+    def test_later_metrics_do_not_change_it(self, tmp_path: Path) -> None:
         logger = FileLogger(tmp_path)
         logger.log_metrics({"loss": 0.5}, 1)
         state = logger.state_dict()
@@ -384,7 +384,7 @@ class TestState:
         assert state == before
 
     @pytest.mark.parametrize("state", [None, [], {}, {"last_step": 1, "rows": []}])
-    def test_what_is_no_state_is_refused(self, tmp_path: Path, state: object) -> None:
+    def test_invalid_states_are_refused(self, tmp_path: Path, state: object) -> None:
         message = "the state of a FileLogger must be a dict of last_step, num_written, rows, got"
         with pytest.raises(ValueError, match=message):
             FileLogger(tmp_path).load_state_dict(state)
@@ -442,7 +442,7 @@ class TestMissingRows:
         "bad",
         [b"", b"step", b"[2]", b'{"loss": 2}', b'{"step": 2.0}', b'{"step": true}', b'{"step": "2"}', b"\xff", b"\0\0"],
     )
-    def test_a_line_that_is_no_row_ends_what_is_kept(self, tmp_path: Path, bad: bytes, caplog) -> None:
+    def test_rows_after_an_invalid_line_are_removed(self, tmp_path: Path, bad: bytes, caplog) -> None:
         (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 3}\n')
         assert self.resume(tmp_path, caplog).endswith("reaches to step 1 with 1 rows")
         assert [row["step"] for row in json_rows(tmp_path)] == [1, 4]
@@ -453,7 +453,7 @@ class TestMissingRows:
 
 
 class TestAppend:
-    def test_without_a_checkpoint_the_metrics_are_begun_anew(self, tmp_path: Path, undisturbed: dict) -> None:
+    def test_without_a_checkpoint_the_metrics_files_are_overwritten(self, tmp_path: Path, undisturbed: dict) -> None:
         folder = tmp_path / "run"
         earlier = FileLogger(folder)
         earlier.log_metrics({"other": 0.5}, 100)

@@ -111,7 +111,7 @@ class TestConsole:
         # an evaluation, at 6 and 12, and the end of training print what is left
         assert printed == sorted({*batches, 6, 12})
 
-    def test_results_of_an_evaluation_have_a_line_of_their_own(self) -> None:
+    def test_results_of_an_evaluation_have_a_separate_line(self) -> None:
         stream = io.StringIO()
         fit(ConsoleLogger("1ba", stream), max_duration="1ep")
         *training, evaluation = stream.getvalue().splitlines()
@@ -119,9 +119,7 @@ class TestConsole:
         assert sum("loss/train/total" in line for line in training) == 6
 
     @pytest.mark.parametrize("name", ["stdout", "stderr"])
-    def test_it_prints_to_the_stream_that_there_is_when_it_prints(
-        self, name: Any, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_it_prints_to_the_current_stream(self, name: Any, capsys: pytest.CaptureFixture[str]) -> None:
         fit(ConsoleLogger(stream=name))
         captured = capsys.readouterr()
         assert "loss/eval/total" in getattr(captured, name.removeprefix("std"))
@@ -266,7 +264,7 @@ class TestWandB:
                 name: value for name, value in row.items() if "time" not in name
             }
 
-    def test_what_the_logger_sets_itself_is_refused(self) -> None:
+    def test_arguments_that_the_logger_sets_itself_are_refused(self) -> None:
         with pytest.raises(
             ValueError, match="init_kwargs must not contain arguments that the logger sets, got 'project'"
         ):

@@ -100,7 +100,7 @@ class TestTerminal:
         trainer = train(terminal, max_duration="1ep")
         assert f"loss={trainer.state.loss.item():.4f}" in terminal.states_of_the_bar()[-1]
 
-    def test_evaluation_results_are_shown_on_a_line_of_their_own(self, terminal):
+    def test_evaluation_results_are_shown_on_a_separate_line(self, terminal):
         trainer = train(terminal, eval_dataloader=vectors(8, 4), max_duration="1ep")
         (line,) = terminal.lines("epoch 1  batch 6")
         assert line.endswith(f"evaluation: loss {trainer.state.eval_metrics['loss/eval/total']:.4f}")
@@ -115,7 +115,7 @@ class TestTerminal:
             mean = float(weights @ losses[6 * (epoch - 1) : 6 * epoch])
             assert float(line.split("training loss ")[1].split()[0]) == pytest.approx(mean, abs=5e-5)
 
-    def test_an_evaluation_has_a_bar_of_its_own(self, terminal: Screen) -> None:
+    def test_an_evaluation_has_a_separate_bar(self, terminal: Screen) -> None:
         train(terminal, eval_dataloader=vectors(12, 4), max_duration="1ep")
         states = [state for state in terminal.states_of_the_bar() if "evaluation: " in state and "ba/s" in state]
         assert any(" 0/3 " in state for state in states)
@@ -152,7 +152,7 @@ class TestResumed:
             bar.fit_end(state, logger)
 
     @pytest.mark.parametrize("done", [1, 4, 5])
-    def test_the_bar_begins_where_the_epoch_stands(self, terminal: Screen, done: int) -> None:
+    def test_the_bar_of_a_resumed_epoch_starts_at_its_position(self, terminal: Screen, done: int) -> None:
         self.fit(terminal, done, "2ep")
         states = terminal.states_of_the_bar()
         assert states[0].startswith("epoch 2/2: ")
@@ -169,7 +169,7 @@ class TestResumed:
         self.fit(terminal, 0, "2ep")
         assert terminal.getvalue() == ""
 
-    def test_where_there_is_no_terminal_there_is_no_bar(self, pipe: Screen) -> None:
+    def test_without_a_terminal_there_is_no_bar(self, pipe: Screen) -> None:
         self.fit(pipe, 2, "2ep")
         assert pipe.getvalue() == ""
 

@@ -41,7 +41,7 @@ def test_options_reach_the_constructor() -> None:
         ({"name": "cifar_resnet20", "weights": "DEFAULT"}, "weights of cifar_resnet20 must be None"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_does(arguments: dict[str, object], message: str) -> None:
+def test_a_missing_checkpoint_is_refused_with_those_that_exist(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model(**arguments)  # type: ignore[arg-type]
 

@@ -109,7 +109,7 @@ class TestAgainstTorch:
             (MultiStepWithWarmupScheduler("5ba", ["8ba", "3ep"], 0.5), lambda o: MultiStepLR(o, [3, 10], 0.5)),
         ],
     )
-    def test_what_comes_after_a_warmup(self, schedule: ComposerScheduler, after: Callable[[SGD], LRScheduler]) -> None:
+    def test_schedules_after_a_warmup(self, schedule: ComposerScheduler, after: Callable[[SGD], LRScheduler]) -> None:
         def chain(optimizer: SGD) -> LRScheduler:
             warmup = LinearLR(optimizer, 1e-12, 1.0, 5)  # torch does not start at 0
             return SequentialLR(optimizer, [warmup, after(optimizer)], [5])
@@ -137,7 +137,7 @@ class TestFormulas:
         assert found == pytest.approx([1 - seen / 36 for seen in (0, 4, 8, 12, 16, 18, 22, 26, 30, 34)])
 
     @pytest.mark.parametrize("time", ["0ba", "0ep", "0dur"])
-    def test_a_warmup_of_zero_is_none(self, time: str) -> None:
+    def test_a_warmup_of_zero_has_no_effect(self, time: str) -> None:
         state = make_state()
         schedule = CosineAnnealingWithWarmupScheduler(time, alpha_f=0.1)
         schedule.check(state)

@@ -170,7 +170,7 @@ def test_good_arguments_let_the_algorithm_change_the_model():
 
 
 class TestModel:
-    def test_what_is_no_module_is_refused(self):
+    def test_a_model_of_another_type_is_refused(self):
         with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got 'resnet'"):
             Trainer("resnet")
 
@@ -191,14 +191,14 @@ class TestModel:
 
 class TestDevice:
     @pytest.mark.parametrize("device", ["gpu", "cuda", torch.device("cuda"), torch.device("cuda", 1)])
-    def test_a_gpu_that_is_not_there_is_refused(self, device, here, no_gpu):
+    def test_a_missing_gpu_is_refused(self, device, here, no_gpu):
         message = f"device must be available on this machine, got {device!r}"
         assert_refused_untouched(tiny_resnet(), ValueError, message, here, device=device)
 
     def test_the_default_without_a_gpu_is_the_cpu(self, no_gpu):
         assert checks.check_device("device", None) == torch.device("cpu")
 
-    def test_a_gpu_is_the_default_where_there_is_one(self, monkeypatch):
+    def test_a_gpu_is_the_default_if_there_is_one(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert checks.check_device("device", None) == torch.device("cuda")
 
@@ -240,7 +240,7 @@ class TestOptimizers:
 
 class TestRunName:
     @pytest.mark.parametrize("name", ["a", "resnet50-20240101-120000", "a.b_c+d", "0", "a..b"])
-    def test_one_plain_folder_name_is_good(self, name):
+    def test_a_plain_folder_name_is_accepted(self, name):
         assert checks.check_run_name("run_name", name) == name
 
     def test_a_folder_with_metrics_is_refused(self, here):
@@ -277,7 +277,7 @@ def test_good_microbatch_sizes(size):
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_the_ends_of_the_seeds_are_good(seed):
+def test_the_smallest_and_largest_seed_are_accepted(seed):
     assert checks.check_seed("seed", seed) == seed
 
 

@@ -56,7 +56,7 @@ class TestClosing:
         trainer.close()
         assert closing.num_closed == 1
 
-    def test_close_tells_what_failed_to_close(self):
+    def test_close_reports_what_failed_to_close(self):
         trainer = CPUTrainer(linear_model(), callbacks=Closing(ValueError("jammed")))
         with pytest.raises(ExceptionGroup, match="callbacks failed to close") as caught:
             trainer.close()

@@ -154,7 +154,7 @@ class TestSets:
             [Evaluator(label="good", dataloader=GOOD), Evaluator(label="bad", dataloader=BAD)],
         ],
     )
-    def test_each_set_has_results_of_its_own(self, given: Any) -> None:
+    def test_each_set_has_separate_results(self, given: Any) -> None:
         results = make_trainer(Oracle(), given).eval()
         assert results["metrics/good/accuracy"] == 1.0
         assert results["metrics/bad/accuracy"] == 0.0

@@ -164,7 +164,7 @@ class TestALossThatIsNoNumber:
         expected = fit(make_trainer(algorithms=Spoil(NAN, 3), max_nonfinite_steps=1))
         assert differences(expected, fit(resumed)) == []
 
-    def test_what_the_loss_scaler_skips_is_no_error(self) -> None:
+    def test_steps_that_the_loss_scaler_skips_do_not_raise(self) -> None:
         """Gradients overflow at a scale that is too high; the loss itself is a number."""
 
         class TooHigh(Callback):
@@ -188,7 +188,7 @@ class TestALossThatIsNoNumber:
         assert differences(expected.state.scaler.state_dict(), resumed.state.scaler.state_dict()) == []
 
     @pytest.mark.parametrize("count", [-1, True, 1.0, None])
-    def test_a_bound_that_is_none_is_refused(self, count: Any) -> None:
+    def test_an_invalid_max_nonfinite_steps_is_refused(self, count: Any) -> None:
         with pytest.raises((TypeError, ValueError), match="max_nonfinite_steps must be an int >= 0"):
             make_trainer(max_nonfinite_steps=count)
 
@@ -239,7 +239,7 @@ class TestMemory:
         warnings = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
         assert warnings == ["out of memory: the step is repeated with device_train_microbatch_size=2"]
 
-    def test_whatever_is_drawn_in_the_repeated_forward_is_drawn_again(self) -> None:
+    def test_random_numbers_of_a_repeated_forward_are_the_same(self) -> None:
         """From the generators of python and numpy, too."""
         import random
 

@@ -128,7 +128,7 @@ class TestEvaluation:
         trainer.eval(other)
         assert trainer.state.evaluated_at == 0
 
-    def test_data_need_not_be_given_before(self) -> None:
+    def test_data_can_be_given_to_eval_only(self) -> None:
         trainer = make_trainer()
         with pytest.raises(ValueError, match="eval_dataloader must be given to evaluate"):
             trainer.eval()
@@ -148,7 +148,7 @@ class TestEvaluation:
         assert make_trainer(evaluation=vectors(), eval_subset_num_batches=count).eval() == expected
 
     @pytest.mark.parametrize("count", [0, -2, 1.5, True])
-    def test_a_bad_part_is_refused(self, count: Any) -> None:
+    def test_an_invalid_subset_is_refused(self, count: Any) -> None:
         with pytest.raises((TypeError, ValueError), match="subset_num_batches must be an int >= 1"):
             make_trainer(evaluation=vectors()).eval(subset_num_batches=count)
 

@@ -128,7 +128,7 @@ def test_the_rate_of_the_step_is_set_before_batch_start() -> None:
     "schedulers",
     [CosineAnnealingWithWarmupScheduler("0.25dur", alpha_f=0.1), lambda state: 1 / (1 + int(state.timestamp.batch))],
 )
-def test_a_resumed_run_equals_an_unbroken_one(schedulers: Any, crash_at: int, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(schedulers: Any, crash_at: int, tmp_path: Path) -> None:
     unbroken = make_trainer(schedulers, LRMonitor(), loggers=InMemoryLogger())
     unbroken.fit()
     saving: dict[str, Any] = {"save_folder": tmp_path, "save_interval": "1ba"}
@@ -198,7 +198,7 @@ class TestRefused:
             make_trainer(lambda optimizer: [ExponentialLR(optimizer, 0.9), LinearScheduler()], is_made=True)
 
     @pytest.mark.parametrize("schedulers", [0.1, LinearScheduler, [None]])
-    def test_what_is_no_scheduler(self, schedulers: Any) -> None:
+    def test_invalid_schedulers_are_refused(self, schedulers: Any) -> None:
         with pytest.raises(TypeError, match="schedulers must be LRScheduler objects or functions of the state, got"):
             make_trainer(schedulers)
 

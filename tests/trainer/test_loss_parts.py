@@ -87,7 +87,7 @@ def test_on_two_ranks_the_parts_are_means_over_all_rows() -> None:
         (None, "got None"),
     ],
 )
-def test_what_is_no_loss_is_refused(loss: Any, message: str) -> None:
+def test_invalid_losses_are_refused(loss: Any, message: str) -> None:
     class Model(LinearModel):
         def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Any:
             return loss

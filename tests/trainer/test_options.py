@@ -55,7 +55,7 @@ def test_settings_hold_exactly_the_options_that_a_resume_looks_at() -> None:
     assert kept >= MAY_CHANGE
 
 
-def test_what_no_resume_looks_at_is_on_the_list_of_what_only_concerns_files_and_the_machine() -> None:
+def test_options_that_a_resume_ignores_affect_only_files_and_machine() -> None:
     """A new option must be put here, or among the settings: forgetting it would resume a different training."""
     assert {name for name, rule in RULES.items() if rule.on_resume is None} == {
         "eval_dataloader",

@@ -163,7 +163,7 @@ def test_functions_are_not_compared_between_versions_of_python(caplog: pytest.Lo
         run_settings.check_same_training(saved, own, MAY_CHANGE)
 
 
-def test_what_cannot_be_compared_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_that_cannot_be_compared_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     run({"algorithms": [LabelSmoothing(), Weighted(nn.Identity()), Weighted(object())]})
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert messages == [

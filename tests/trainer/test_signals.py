@@ -113,7 +113,7 @@ class TestASignal:
             fit(save_folder="saved", callbacks=[Send(signal.SIGTERM), Close()])
         assert closed == [4]
 
-    def test_is_left_to_others_where_nothing_is_saved(self, handlers: dict[int, Any]) -> None:
+    def test_signals_are_not_handled_without_a_saver(self, handlers: dict[int, Any]) -> None:
         seen: list[Any] = []
 
         class Look(Callback):
@@ -130,7 +130,7 @@ class TestASignal:
             fit(save_folder="saved", callbacks=Send(signal.SIGINT, times=2))
         assert sorted(os.listdir("saved")) == ["ep0-ba0.pt", "latest"]
 
-    def test_of_another_kind_is_left_to_others(self) -> None:
+    def test_other_signals_are_not_handled(self) -> None:
         seen = []
         before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
         try:

@@ -51,7 +51,7 @@ class TestTraining:
         assert not torch.equal(after, end)
         assert (number_at_start, number_after, number_at_end) == (0, 0, 1)
 
-    def test_each_batch_starts_with_gradients_of_its_own(self):
+    def test_each_batch_starts_without_gradients(self):
         """After a step of size zero, the same batch has the same gradient again and not twice as much."""
         model = linear_model()
         gradients = At(Event.AFTER_TRAIN_BATCH, lambda state: state.model.linear.weight.grad.clone())
@@ -262,7 +262,7 @@ class TestOptimizers:
         CPUTrainer(model, vectors(), None, "2ep").fit()
         assert (weights(model) != before).all()
 
-    def test_nothing_is_announced_where_one_is_given_or_nothing_trains(self, caplog):
+    def test_nothing_is_logged_with_an_optimizer_or_without_training_data(self, caplog):
         model = linear_model()
         given = CPUTrainer(model, vectors(), None, "1ep", optimizers=SGD(model.parameters(), lr=0.1))
         untrained = CPUTrainer(model, eval_dataloader=vectors())
@@ -327,7 +327,7 @@ class TestSchedulers:
         assert used == logged == [1.0] * 3 + [0.5] * 3
         assert finally_ == 0.25
 
-    def test_they_step_every_batch_where_that_is_asked_for(self):
+    def test_they_step_every_batch_if_configured(self):
         used, logged, finally_ = self.rates(step_schedulers_every_batch=True)
         assert used == logged == [0.5**batch for batch in range(6)]
         assert finally_ == 0.5**6

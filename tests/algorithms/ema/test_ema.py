@@ -193,7 +193,7 @@ def test_a_model_of_another_form_is_refused() -> None:
 
 
 @pytest.mark.parametrize("state", [{"averages": 3, "is_active": False}, {"averages": {}, "is_active": 1}])
-def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
+def test_an_invalid_state_is_refused(state: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="EMA must be"):
         EMA().load_state_dict(state)
 

@@ -18,7 +18,7 @@ def test_the_loss_equals_torchs_own_label_smoothing(smoothing: float) -> None:
     assert torch.allclose(ours, F.cross_entropy(logits, target, label_smoothing=smoothing))
 
 
-def test_smoothed_targets_are_probabilities_and_soft_targets_stay_so() -> None:
+def test_smoothed_targets_are_probabilities_also_for_soft_targets() -> None:
     logits, target = torch.randn(6, 5), torch.randint(0, 5, (6,))
     once = cf.smooth_labels(logits, target, 0.2)
     twice = cf.smooth_labels(logits, once, 0.2)
@@ -28,7 +28,7 @@ def test_smoothed_targets_are_probabilities_and_soft_targets_stay_so() -> None:
     assert torch.equal(once.argmax(1), target)
 
 
-def test_training_smooths_and_the_batch_gets_its_targets_back() -> None:
+def test_training_smooths_and_restores_the_targets_of_the_batch() -> None:
     def losses(state: State) -> tuple[float, float, bool]:
         _, targets = state.batch
         plain = F.cross_entropy(state.outputs, targets)

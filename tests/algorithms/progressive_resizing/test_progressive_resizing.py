@@ -97,7 +97,7 @@ def test_targets_may_have_another_size() -> None:
     assert torch.equal(targets, F.interpolate(cropped, scale_factor=2, mode="nearest")[:, 0])
 
 
-def test_nothing_is_copied_where_nothing_changes() -> None:
+def test_unchanged_batches_are_not_copied() -> None:
     inputs, targets = torch.rand(2, 3, 8, 8), torch.zeros(2)
     assert all(a is b for a, b in zip(cf.resize_batch(inputs, targets, 1.0), (inputs, targets), strict=True))
 

@@ -165,7 +165,7 @@ def test_the_input_can_be_given_by_name(training: bool) -> None:
 
 
 @pytest.mark.parametrize("make", ["torchvision", "timm"])
-def test_an_activation_that_is_no_relu_is_applied_to_what_is_dropped(make: str) -> None:
+def test_another_activation_than_relu_is_applied_to_dropped_rows(make: str) -> None:
     """Only a ReLU leaves alone what has gone through it."""
     if make == "timm":
         network = timm.create_model("resnet18", act_layer="silu", num_classes=3)
@@ -184,7 +184,7 @@ def test_an_activation_that_is_no_relu_is_applied_to_what_is_dropped(make: str) 
         assert torch.allclose(network(x), never, atol=1e-4)
 
 
-def test_branches_are_dropped_by_themselves_where_asked() -> None:
+def test_branches_are_dropped_separately_if_asked() -> None:
     network, x = build("ViT")
     cf.apply_stochastic_depth(network, drop_rate=0.5, drop_distribution="uniform", drop_unit="branch")
     blocks = cf.stochastic_blocks(network)
@@ -263,7 +263,7 @@ def own_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["block", "sample"])
 @pytest.mark.parametrize("cls", [OwnBlock, WithShortcut])
-def test_a_block_of_ones_own_works_like_the_known_ones(own_blocks: None, cls: type[nn.Module], method: str) -> None:
+def test_a_registered_block_works_like_the_known_ones(own_blocks: None, cls: type[nn.Module], method: str) -> None:
     network = nn.Sequential(cls(), cls()).double()
     x = torch.randn(4, 4, dtype=torch.float64)
     plain = copy.deepcopy(network)
@@ -316,7 +316,7 @@ def test_a_bad_registration_is_refused(arguments: tuple[Any, ...], error: type[E
     assert before == registry.BLOCK_TYPES
 
 
-def test_an_unknown_model_is_refused_with_what_looks_residual() -> None:
+def test_an_unknown_model_is_refused_with_candidates_for_residual_blocks() -> None:
     reason = (
         r"may be residual: OwnBlock: not a known type .*; register_residual_block\(\.\.\.\) makes such a class known"
     )

@@ -28,7 +28,7 @@ def test_groups_are_those_of_equal_counted_macs(name: str) -> None:
     assert len(set(groups)) <= len(set(macs)) + 1, "and hardly any are kept apart for nothing"
 
 
-def test_branches_of_a_transformer_are_groups_of_their_own() -> None:
+def test_branches_of_a_transformer_are_separate_groups() -> None:
     model = cf.apply_stochastic_depth(torchvision.models.vit_b_16(), drop_unit="branch")
     assert cf.stochastic_blocks(model)[0].drop_plan.groups.tolist() == [0, 1] * 12
 

@@ -105,7 +105,7 @@ def with_subclass() -> nn.Module:
         (with_shared_parameter, "must not share its weights"),
     ],
 )
-def test_what_cannot_be_folded_is_refused_and_left_alone(make: object, message: str) -> None:
+def test_blocks_that_cannot_be_folded_are_refused_and_unchanged(make: object, message: str) -> None:
     model = cf.apply_stochastic_depth(make(), drop_rate=0.5)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):

@@ -107,7 +107,7 @@ def test_seeds_and_steps_draw_differently() -> None:
     assert len({dropped(seed, step) for seed in range(5) for step in range(5)}) == 25
 
 
-def test_ranks_agree_by_default_and_differ_where_asked() -> None:
+def test_ranks_agree_by_default_and_differ_if_asked() -> None:
     def dropped(same: bool, rank: int) -> list[float]:
         plan = DropPlan([0.5] * 32, method="block", same_on_all_ranks=same)
         plan.draw(3, rank=rank)

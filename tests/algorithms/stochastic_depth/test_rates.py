@@ -54,7 +54,7 @@ def test_a_rate_of_another_type_is_refused(rate: object) -> None:
         check_rate(rate)
 
 
-def test_multipliers_and_a_function_of_place_give_the_rates() -> None:
+def test_multipliers_and_a_function_of_depth_give_the_rates() -> None:
     assert rates_over_depth(0.5, [0, 1, 0.5], 3) == [0.0, 0.5, 0.25]
     assert rates_over_depth(0.5, lambda block, num_blocks: (block - 1) / (num_blocks - 1), 3) == [0.0, 0.25, 0.5]
     assert rates_over_depth(0.2, (2.0, 5), 2) == [0.4, 1.0]

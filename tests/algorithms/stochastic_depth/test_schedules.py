@@ -131,7 +131,7 @@ def test_every_schedule_says_what_it_is() -> None:
     assert all(part in text for part in ["Warmup(", "StartLate(", "StopEarly(", "gamma=0.001", "halfway"])
 
 
-def test_schedules_are_equal_where_their_settings_are() -> None:
+def test_schedules_are_equal_if_their_settings_are() -> None:
     assert Warmup(0.2) == Warmup("0.2dur") != Warmup("0.3dur")
     assert StartLate("1ep") != StopEarly("1ep")
 
@@ -144,7 +144,7 @@ def test_a_function_that_returns_nonsense_is_refused_before_training(nonsense: A
 
 
 @pytest.mark.parametrize("schedule", [0.5, "0.2dur", [Warmup(0.1), 3]])
-def test_what_is_no_schedule_is_refused(schedule: object) -> None:
+def test_invalid_schedules_are_refused(schedule: object) -> None:
     with pytest.raises(TypeError, match=r"drop_schedule must be Warmup, StartLate, StopEarly, .* got"):
         as_schedules(schedule)
 

@@ -150,7 +150,7 @@ def test_a_model_that_is_checkpointed_as_a_whole_keeps_its_plan(method: str, use
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["block", "sample"])
-def test_compiled_blocks_are_compiled_once_whatever_is_drawn(method: str) -> None:
+def test_compiled_blocks_are_compiled_once_for_all_drop_plans(method: str) -> None:
     torch._dynamo.reset()
     model = cf.apply_stochastic_depth(tiny_resnet(12).module, stochastic_method=method, drop_rate=0.5)
     plain = copy.deepcopy(model)

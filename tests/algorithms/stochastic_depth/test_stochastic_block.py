@@ -134,7 +134,7 @@ def test_a_rate_of_one_never_runs_in_training_and_counts_for_nothing_in_evaluati
     assert not calls
 
 
-def test_sample_method_gives_a_single_kept_row_company_for_batchnorm() -> None:
+def test_sample_method_pads_a_single_kept_row_for_batchnorm() -> None:
     """One row of 1x1 maps has no statistics; it is computed with a neighbour, whose result is thrown away."""
     block = stochastic_blocks(converted("sample"))[1]
     rows = np.array([False, False, False, True])

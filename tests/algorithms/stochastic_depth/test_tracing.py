@@ -109,7 +109,7 @@ def test_traced_blocks_fold_copy_pickle_and_are_restored() -> None:
     assert [vars(module).keys() for module in network.modules()] == [vars(module).keys() for module in plain.modules()]
 
 
-def test_an_unmarked_class_is_traced_only_where_the_user_names_it() -> None:
+def test_an_unmarked_class_is_traced_only_if_the_user_names_it() -> None:
     network = nn.Sequential(Unmarked(), Unmarked())
     with pytest.raises(ValueError, match="model must contain residual blocks"):
         cf.apply_stochastic_depth(network)
@@ -215,7 +215,7 @@ class InPlace(Marked):
         (BothSides, "BothSides: it has drop paths on both sides of an addition"),
     ],
 )
-def test_what_cannot_be_traced_is_refused_by_name_with_the_reason(cls: type[nn.Module], reason: str) -> None:
+def test_blocks_that_cannot_be_traced_are_refused_with_the_reason(cls: type[nn.Module], reason: str) -> None:
     network = nn.Sequential(cls())
     before = vars(network[0]).keys()
     with pytest.raises(ValueError, match=reason):
@@ -237,7 +237,7 @@ def test_a_branch_that_changes_its_input_in_place_is_refused() -> None:
         network(torch.randn(4, 6))
 
 
-def test_what_stays_unconverted_beside_converted_blocks_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_unconverted_blocks_next_to_converted_ones_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     cf.apply_stochastic_depth(nn.Sequential(Marked(), ReturnsTuple()), drop_rate=0.1)
     assert "1 blocks are not converted: ReturnsTuple: its forward returns a tuple" in caplog.text
 

@@ -99,7 +99,7 @@ def test_by_default_the_plans_follow_the_seed_of_the_run() -> None:
     assert plans[0]._plans != plans[2]._plans
 
 
-def test_the_settings_hold_it_as_they_hold_the_class() -> None:
+def test_the_settings_contain_it_as_they_contain_the_class() -> None:
     for settings in SETTINGS:
         one, other = (build(functional, settings).state.settings for functional in (False, True))
         assert one == other

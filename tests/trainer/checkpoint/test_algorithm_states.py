@@ -38,7 +38,7 @@ def full(tensors: Any) -> dict[str, Tensor]:
 
 
 @on_ranks(2)
-def test_what_differs_between_ranks_is_kept_per_rank_and_all_else_once(tmp_path: Path) -> None:
+def test_states_that_differ_between_ranks_are_saved_per_rank_and_others_once(tmp_path: Path) -> None:
     count, average = CountRows(), AverageWeights()
     start(tmp_path, count, average)
     contents = read_checkpoint(tmp_path / "ep0-ba2.pt")
@@ -121,7 +121,7 @@ class AveragesInCallback(Callback):
 
 
 @on_ranks(2)
-def test_callbacks_may_keep_sharded_tensors_and_come_and_go(tmp_path: Path) -> None:
+def test_callbacks_may_keep_sharded_tensors_and_may_be_added_or_removed(tmp_path: Path) -> None:
     callback = AveragesInCallback()
     start(tmp_path, callbacks=[callback], parallelism="fsdp")
     resumed = AveragesInCallback()

@@ -41,7 +41,7 @@ def dead() -> int:
     return process.pid
 
 
-def test_two_writers_of_one_name_have_files_of_their_own(tmp_path: Path) -> None:
+def test_two_writers_of_one_name_use_different_temporary_files(tmp_path: Path) -> None:
     """As two hosts, or two containers, in which both processes have the same number."""
     path = tmp_path / "ep1-ba1.pt"
     with replacing(path) as one, replacing(path) as other:

@@ -67,13 +67,13 @@ class TestExpansion:
         path.write_bytes(sealed(torch_bytes({"version": VERSION, "state": huge})))
         assert "tensors that are larger than the file" in reason_of(path)
 
-    def test_what_could_not_be_read_is_not_written(self, path: Path) -> None:
+    def test_metrics_that_could_not_be_read_are_not_written(self, path: Path) -> None:
         shared = [list(range(2000))] * 200
         with pytest.raises(ValueError, match="it refers to the same values too many times"):
             write_checkpoint(path, {"version": VERSION, "state": shared})
         assert list(path.parent.iterdir()) == []
 
-    def test_honest_contents_may_share_and_expand(self, path: Path) -> None:
+    def test_ordinary_shared_and_expanded_tensors_are_allowed(self, path: Path) -> None:
         betas, mask = (0.9, 0.999), torch.ones(1).expand(1000, 1000)
         contents = {"version": VERSION, "groups": [{"betas": betas} for _ in range(500)], "masks": [mask, mask]}
         write_checkpoint(path, contents)
@@ -107,17 +107,17 @@ class TestHashing:
 
 
 class TestForeignFiles:
-    def test_a_file_of_torch_is_told_and_how_to_load_it(self, path: Path) -> None:
+    def test_a_file_of_torch_is_recognized_and_the_error_says_how_to_load_it(self, path: Path) -> None:
         torch.save({"weight": torch.ones(2)}, path)
         reason = reason_of(path)
         assert "written by torch.save and not by etude" in reason
         assert "torch.load(path, weights_only=True)" in reason
 
-    def test_a_file_of_old_torch_is_told(self, path: Path) -> None:
+    def test_a_file_of_old_torch_is_recognized(self, path: Path) -> None:
         torch.save({"weight": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
         assert "a pickle and not a checkpoint of etude" in reason_of(path)
 
-    def test_a_file_of_safetensors_is_told(self, path: Path) -> None:
+    def test_a_safetensors_file_is_recognized(self, path: Path) -> None:
         header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
         path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(100))
         assert "a safetensors file and not a checkpoint of etude" in reason_of(path)

@@ -88,7 +88,7 @@ class TestRoundTrip:
             torch.get_rng_state(),
         ],
     )
-    def test_plain_values_come_back_as_they_were(self, path: Path, value: Any) -> None:
+    def test_plain_values_are_restored(self, path: Path, value: Any) -> None:
         assert same(round_trip(path, value), value)
 
     @pytest.mark.parametrize(
@@ -115,13 +115,13 @@ class TestRoundTrip:
         ],
         ids=lambda tensor: f"{tensor.dtype}-{tuple(tensor.shape)}-{tensor.stride()}",
     )
-    def test_tensors_come_back_bit_for_bit(self, path: Path, tensor: Tensor) -> None:
+    def test_tensors_are_restored_bit_for_bit(self, path: Path, tensor: Tensor) -> None:
         assert same(round_trip(path, tensor), tensor)
 
-    def test_sparse_tensors_come_back(self, path: Path) -> None:
+    def test_sparse_tensors_are_restored(self, path: Path) -> None:
         assert torch.equal(round_trip(path, torch.eye(3).to_sparse()).to_dense(), torch.eye(3))
 
-    def test_attributes_of_tensors_come_back(self, path: Path) -> None:
+    def test_attributes_of_tensors_are_restored(self, path: Path) -> None:
         for tensor in (torch.ones(2), nn.Parameter(torch.ones(2))):
             tensor.tag = {"group": (1, "a")}  # type: ignore[attr-defined]
             assert same(round_trip(path, tensor), tensor)
@@ -152,7 +152,7 @@ class TestRoundTrip:
         ],
         ids=["one-cycle", "one-cycle-linear", "sequential", "lambda"],
     )
-    def test_schedulers_come_back(self, path: Path, make: Any) -> None:
+    def test_schedulers_are_restored(self, path: Path, make: Any) -> None:
         optimizer = SGD([nn.Parameter(torch.ones(1))], 0.1, momentum=0.9)
         scheduler = make(optimizer)
         for _ in range(3):
@@ -161,7 +161,7 @@ class TestRoundTrip:
         state = scheduler.state_dict()
         assert same(round_trip(path, state), state)
 
-    def test_a_gradient_scaler_comes_back(self, path: Path) -> None:
+    def test_a_gradient_scaler_is_restored(self, path: Path) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**11)
         scaler.scale(torch.ones(1))
         state = scaler.state_dict()
@@ -186,7 +186,7 @@ class TestRoundTrip:
         with cast(Any, config).patch("load.mmap", True), torch.device("meta"):
             assert same(read_checkpoint(path), OLD)
 
-    def test_tensors_of_a_device_that_is_not_there_come_to_the_cpu(self, path: Path) -> None:
+    def test_tensors_of_a_missing_device_are_loaded_to_the_cpu(self, path: Path) -> None:
         archive = torch_bytes(OLD)
         with zipfile.ZipFile(io.BytesIO(archive)) as records:
             pickled = records.read("archive/data.pkl")
@@ -237,7 +237,9 @@ class TestRefusalToWrite:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_what_does_not_load_safely_is_refused_by_its_place(self, path: Path, value: Any, name: str) -> None:
+    def test_values_that_do_not_load_safely_are_refused_with_their_path(
+        self, path: Path, value: Any, name: str
+    ) -> None:
         write_checkpoint(path, OLD)
         contents = {"version": VERSION, "callbacks": [{"state": OrderedDict(x=value)}]}
         with pytest.raises(TypeError, match=r"^callbacks\.0\.state\.x must be plain values and tensors") as caught:
@@ -377,7 +379,7 @@ class TestAtomicity:
         (tmp_path / "latest").unlink()
 
 
-def test_the_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_end(
+def test_the_file_is_synced_before_it_is_renamed_and_the_folder_after_it(
     monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
     calls: list[tuple[str, bool, int]] = []

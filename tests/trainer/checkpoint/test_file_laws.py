@@ -39,7 +39,7 @@ contents = st.recursive(
 
 @settings(max_examples=30)
 @given(contents)
-def test_a_round_trip_gives_back_the_contents(value: Any) -> None:
+def test_a_round_trip_keeps_the_contents(value: Any) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "ep0-ba0.pt"
         write_checkpoint(path, {"version": VERSION, "value": value})

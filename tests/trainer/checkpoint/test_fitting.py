@@ -132,7 +132,7 @@ def test_the_state_of_an_optimizer_fits(make: Any) -> None:
 
 @optimizers
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_value_anywhere_in_an_optimizer_is_refused_by_its_place(make: Any, wrong: Any) -> None:
+def test_a_wrong_value_anywhere_in_an_optimizer_is_refused_with_its_path(make: Any, wrong: Any) -> None:
     state, fresh = trained(make)
     for place in places(state):
         if not is_of_the_same_kind(at(state, place), wrong):
@@ -193,7 +193,7 @@ class Own(SGD):
         self.state["count"] = 3  # type: ignore[index]
 
 
-def test_an_optimizer_of_ones_own_may_keep_anything() -> None:
+def test_a_custom_optimizer_may_have_any_state() -> None:
     state, fresh = trained(Own)
     assert set(state["state"]) == {0, 1, "count"}
     check_fits(state, fresh, 3)
@@ -210,7 +210,7 @@ def test_the_state_of_a_scheduler_fits(make: Any) -> None:
 
 @schedulers
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_value_anywhere_in_a_scheduler_is_refused_by_its_place(make: Any, wrong: Any) -> None:
+def test_a_wrong_value_anywhere_in_a_scheduler_is_refused_with_its_path(make: Any, wrong: Any) -> None:
     state, fresh = scheduled(make)
     for place in places(state):
         if not is_of_the_same_kind(at(state, place), wrong):

@@ -51,14 +51,14 @@ def names(paths: list[Path]) -> list[str]:
 
 class TestPointer:
     @pytest.mark.parametrize("pointer", ["latest", "best"])
-    def test_it_gives_back_what_was_set_last(self, tmp_path: Path, pointer: str) -> None:
+    def test_it_returns_the_value_set_last(self, tmp_path: Path, pointer: str) -> None:
         folder = tmp_path / "new"
         for name in ("ep10-ba100.pt", "ep1-ba5.pt"):
             set_pointer(folder, pointer, name)
             assert read_pointer(folder, pointer) == name
             assert (folder / pointer).read_text() == f"{name}\n"
 
-    def test_a_missing_one_is_none(self, tmp_path: Path) -> None:
+    def test_a_missing_pointer_is_none(self, tmp_path: Path) -> None:
         assert read_pointer(tmp_path, "latest") is None
         assert read_pointer(tmp_path / "missing", "latest") is None
 
@@ -84,13 +84,13 @@ class TestPointer:
         ],
         ids=lambda text: ascii(text[:20]),
     )
-    def test_anything_but_a_name_is_none(self, tmp_path: Path, text: bytes) -> None:
+    def test_a_pointer_with_other_contents_is_ignored(self, tmp_path: Path, text: bytes) -> None:
         fill(tmp_path, "ep1-ba5.pt")
         (tmp_path / "latest").write_bytes(text)
         assert read_pointer(tmp_path, "latest") is None
         assert names(candidates(tmp_path)) == ["ep1-ba5.pt"]
 
-    def test_a_folder_in_its_place_is_none(self, tmp_path: Path) -> None:
+    def test_a_folder_of_that_name_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "latest").mkdir()
         assert read_pointer(tmp_path, "latest") is None
 
@@ -113,7 +113,7 @@ class TestCandidates:
         fill(tmp_path, "ep2-ba9.pt", "ep10-ba100.pt", "ep1-ba20.pt", "ep3-ba20.pt")
         assert names(candidates(tmp_path)) == ["ep10-ba100.pt", "ep3-ba20.pt", "ep1-ba20.pt", "ep2-ba9.pt"]
 
-    def test_what_latest_names_comes_before(self, tmp_path: Path) -> None:
+    def test_the_checkpoint_named_by_latest_comes_first(self, tmp_path: Path) -> None:
         fill(tmp_path, "ep1-ba1.pt", "ep2-ba2.pt", "ep3-ba3.pt")
         set_pointer(tmp_path, "latest", "ep2-ba2.pt")
         set_pointer(tmp_path, "best", "ep1-ba1.pt")
@@ -124,7 +124,7 @@ class TestCandidates:
         set_pointer(tmp_path, "latest", "ep3-ba3.pt")
         assert names(candidates(tmp_path)) == ["ep2-ba2.pt", "ep1-ba1.pt"]
 
-    def test_other_files_are_none(self, tmp_path: Path) -> None:
+    def test_other_files_are_not_checkpoints(self, tmp_path: Path) -> None:
         fill(tmp_path, "ep1-ba1.pt")
         for name in ("model.pt", ".ep1-ba2.pt.77.tmp", "ep1-ba2.pt.bak", "xep1-ba2.pt", "ep1-ba2.ptx", "ep01-ba2.pt"):
             (tmp_path / name).touch()
@@ -172,7 +172,7 @@ class TestNewestGood:
         assert newest_good(tmp_path / "missing") is None
         assert caplog.records == []
 
-    def test_without_a_good_one_all_are_named(self, tmp_path: Path) -> None:
+    def test_without_an_intact_checkpoint_the_error_names_all(self, tmp_path: Path) -> None:
         fill(tmp_path, "ep1-ba1.pt", "ep2-ba2.pt")
         corrupt(tmp_path / "ep1-ba1.pt")
         (tmp_path / "ep2-ba2.pt").write_bytes(b"")

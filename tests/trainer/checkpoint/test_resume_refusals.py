@@ -100,7 +100,7 @@ SAVE_ALL = {"save_folder": "saved", "save_interval": "1ba", "save_num_checkpoint
 
 class TestWhereItStartsFrom:
     @pytest.mark.parametrize("exists", [False, True])
-    def test_autoresume_without_checkpoints_begins_anew(self, tmp_path: Path, exists: bool) -> None:
+    def test_autoresume_without_checkpoints_starts_a_new_training(self, tmp_path: Path, exists: bool) -> None:
         if exists:
             (tmp_path / "saved").mkdir()
         assert differences(fit(make_trainer()), fit(make_trainer(save_folder="saved", autoresume=True))) == []
@@ -213,7 +213,7 @@ class TestDamage:
         assert differences(expected, fit(trainer)) == []
         assert rows_of(Path("runs/run")) == rows
 
-    def test_without_a_good_one_there_is_a_clear_error_and_nothing_is_changed(self, expected: dict[str, Any]) -> None:
+    def test_without_an_intact_checkpoint_loading_raises_and_changes_nothing(self, expected: dict[str, Any]) -> None:
         for path in Path("saved").glob("*.pt"):
             path.write_bytes(cut(path.read_bytes()))
         before = bytes_of(Path())
@@ -224,7 +224,7 @@ class TestDamage:
         assert bytes_of(Path()) == before
 
     @pytest.mark.parametrize("pointer", [None, "", "garbage", "../../etc/passwd", "ep7-ba99.pt"])
-    def test_a_bad_pointer_is_no_obstacle(self, expected: dict[str, Any], pointer: str | None) -> None:
+    def test_an_invalid_pointer_is_ignored(self, expected: dict[str, Any], pointer: str | None) -> None:
         if pointer is None:
             Path("saved/latest").unlink()
         else:
@@ -326,7 +326,7 @@ class TestChangedSettings:
             ({"max_duration": "3ep"}, "max_duration: '2ep' -> '3ep'"),
         ],
     )
-    def test_what_does_not_change_the_steps_is_allowed_and_named(
+    def test_settings_that_do_not_affect_steps_may_change_and_are_logged(
         self, settings: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         fit(make_trainer(**SAVE_ALL))
@@ -358,7 +358,7 @@ class TestChangedSettings:
         with pytest.raises(ValueError, match="changed: max_duration: '1ba' -> '2ba'"):
             make_resnet_trainer(load_path="warm", max_duration="2ba")
 
-    def test_what_only_watches_may_come_and_go(self) -> None:
+    def test_callbacks_may_be_added_and_removed(self) -> None:
         expected = fit(make_trainer(callbacks=[CheckpointSaver("saved", "1ba", num_to_keep=-1), Counts()]))
         fewer = fit(make_trainer(load_path="saved/ep0-ba4.pt"))
         more = make_trainer(

@@ -261,7 +261,7 @@ WRONG: dict[str, Any] = {
 class TestValues:
     @pytest.mark.parametrize("kind", WRONG)
     @pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
-    def test_a_wrong_one_is_a_valueerror_that_changes_nothing_or_is_taken(
+    def test_a_wrong_state_raises_a_value_error_or_is_loaded(
         self, contents: dict[str, Any], attempt: Attempt, kind: str, every: int
     ) -> None:
         """Anywhere in a checkpoint: no other error, and no run that is half resumed."""
@@ -356,7 +356,7 @@ class TestValues:
         ],
         ids=lambda value: f"{value}"[:60],
     )
-    def test_what_cannot_be_is_refused(
+    def test_impossible_values_are_refused(
         self, contents: dict[str, Any], attempt: Attempt, place: Place, value: Any
     ) -> None:
         if place[:1] == ("loggers",):
@@ -393,8 +393,8 @@ class TestValues:
         assert "must fit the model" in str(attempt(crafted, load_weights_only=weights_only))
 
     @pytest.mark.parametrize("model", ["text", None, [], {}, {1: 2}, {"unknown": torch.ones(1)}])
-    def test_what_is_no_model_gives_no_weights(self, attempt: Attempt, model: Any) -> None:
+    def test_a_checkpoint_without_valid_weights_is_refused(self, attempt: Attempt, model: Any) -> None:
         assert attempt({"version": VERSION, "model": model}, load_weights_only=True) is not None
 
-    def test_a_checkpoint_without_a_model_gives_no_weights(self, attempt: Attempt) -> None:
+    def test_a_checkpoint_without_a_model_is_refused(self, attempt: Attempt) -> None:
         assert attempt({"version": VERSION}, load_weights_only=True) is not None

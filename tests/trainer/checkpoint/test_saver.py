@@ -56,7 +56,7 @@ class TestWhen:
         assert names(tmp_path) == [f"{name}.pt" for name in expected]
         assert pointer(tmp_path, "latest") == "ep2-ba12.pt"
 
-    def test_a_tenth_of_the_training_comes_ten_times(self, tmp_path: Path) -> None:
+    def test_an_interval_of_a_tenth_of_the_training_is_due_ten_times(self, tmp_path: Path) -> None:
         """Although 0.3 / 0.1 is a little under 3."""
         make_trainer(max_duration="10ba", callbacks=CheckpointSaver(tmp_path, "0.1dur", num_to_keep=-1)).fit()
         assert [name.split("-")[1] for name in names(tmp_path)] == [f"ba{number}.pt" for number in range(11)]
@@ -75,7 +75,7 @@ class TestWhen:
         assert len(due) >= 3
         assert [int(name[:-3].split("-ba")[1]) for name in names(tmp_path)] == sorted({0, *due, 9})
 
-    def test_the_first_comes_before_the_first_step(self, tmp_path: Path) -> None:
+    def test_the_first_checkpoint_is_saved_before_the_first_step(self, tmp_path: Path) -> None:
         note = At(Event.BATCH_START, lambda state: names(tmp_path))
         make_trainer(callbacks=note, save_folder=tmp_path).fit()
         assert note.answers[0] == ["ep0-ba0.pt"]
@@ -129,7 +129,7 @@ class TestWhichStay:
         make_trainer(max_duration="5ba", callbacks=CheckpointSaver(tmp_path, "1ba", num_to_keep=keep)).fit()
         assert names(tmp_path) == [f"ep0-ba{number}.pt" for number in range(6)][-keep:]
 
-    def test_three_by_default_and_all_where_that_is_asked_for(self, tmp_path: Path) -> None:
+    def test_three_are_kept_by_default_and_all_with_minus_one(self, tmp_path: Path) -> None:
         make_trainer(max_duration="5ba", save_folder=tmp_path / "3", save_interval="1ba").fit()
         assert len(names(tmp_path / "3")) == 3
         make_trainer(
@@ -239,7 +239,7 @@ class TestTheBest:
         assert pointer(tmp_path, "best") == "ep0-ba5.pt"
         assert names(tmp_path) == ["ep0-ba5.pt"]
 
-    def test_a_resume_with_another_metric_begins_to_compare_anew(self, tmp_path: Path) -> None:
+    def test_a_resume_with_another_metric_forgets_the_best_value(self, tmp_path: Path) -> None:
         self.scripted(tmp_path, [1, 5, 2]).fit()
         self.scripted(tmp_path, [9, 7], "min:metrics/eval/script", max_duration="5ba", autoresume=True).fit()
         assert pointer(tmp_path, "best") == "ep0-ba5.pt"
@@ -254,11 +254,13 @@ class TestTheBest:
         with pytest.raises(ValueError, match='best must come with an eval_dataloader to have an effect, got "max:x"'):
             make_trainer(callbacks=saver)
 
-    def test_there_is_no_pointer_where_nobody_asked_for_the_best(self, tmp_path: Path) -> None:
+    def test_there_is_no_pointer_to_the_best_without_best(self, tmp_path: Path) -> None:
         make_trainer(eval_dataloader=vectors(), save_folder=tmp_path).fit()
         assert not (tmp_path / "best").exists()
 
-    def test_what_could_not_be_saved_is_not_the_best(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_checkpoint_that_was_not_saved_is_not_the_best(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The third evaluation is the best, but the disk is full then; the fourth beats what is there."""
         trainer = self.scripted(tmp_path, [1, 2, 9, 5, 3])
         fsync, saver = os.fsync, trainer.state.callbacks[-1]

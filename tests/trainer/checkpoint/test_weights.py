@@ -86,7 +86,7 @@ def test_a_trainer_of_the_plain_model_evaluates_a_checkpoint_as_the_training_did
     assert evaluate(make_model(), load_path=tmp_path, algorithms=KINDS[kind]()) == expected
 
 
-def test_the_weights_as_they_were_trained_come_by_the_users_word(tmp_path: Path) -> None:
+def test_the_training_weights_are_loaded_on_request(tmp_path: Path) -> None:
     _, weights = train_and_save(tmp_path, StochasticDepth(drop_rate=0.4), EMA("2ba"))
     assert differences(weights, load_weights(tmp_path, folded=False)) == []
     factors = load_evaluation_factors(tmp_path)

@@ -199,7 +199,7 @@ def test_a_value_for_the_whole_batch_is_in_every_microbatch(value: Any) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_split_by_rows_is_refused_by_its_place(value: Any, message: str) -> None:
+def test_values_that_cannot_be_split_by_rows_are_refused_with_their_path(value: Any, message: str) -> None:
     batch = {"inputs": INPUTS, "value": value}
     with pytest.raises(ValueError, match=message):
         list(split(batch, 4))

@@ -97,7 +97,7 @@ class TestEstimates:
             assert rest == ends[epoch:]
 
     @pytest.mark.parametrize("stop", [3, 4, 5, 8, 9, 10])
-    def test_an_epoch_is_over_only_where_its_batches_are(
+    def test_an_epoch_ends_with_its_batches(
         self, make: Callable[[int], DataLoader[Any]], length: int, stop: int
     ) -> None:
         _, ends = fit(make(length), f"{stop}ba")

@@ -219,7 +219,7 @@ def test_torch_and_numpy_do_not_draw_the_same_numbers() -> None:
         assert one != other
 
 
-def test_what_is_read_while_another_is_read_does_not_disturb_it() -> None:
+def test_readers_do_not_affect_each_other() -> None:
     class Reading:
         def __init__(self, inner: Any) -> None:
             self.inner = inner
@@ -268,7 +268,7 @@ def test_a_generator_of_the_users_counts_by_its_first_seed_and_is_put_back() -> 
     assert not same(order(1, 0), order(2, 0))
 
 
-def test_a_sampler_is_told_the_epoch() -> None:
+def test_set_epoch_of_a_sampler_is_called() -> None:
     def order(epoch: int) -> list[Any]:
         sampler = DistributedSampler(range(10), num_replicas=1, rank=0, seed=3)
         found = read(ordered_by(sampler), epoch)
@@ -367,7 +367,7 @@ def shared(dataset: Any, batch_size: int = 4, **settings: Any) -> DataLoader[Any
         ([torch.ones(2)], "must be a torch DataLoader over a map-style dataset.* got a list"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_at_once(dataloader: Any, message: str) -> None:
+def test_data_that_cannot_be_split_over_ranks_is_refused(dataloader: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^train_dataloader .*{message}"):
         reader(dataloader, world_size=2)
     reader(dataloader)
@@ -406,7 +406,7 @@ def test_batches_in_any_order_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["iterable", "stream", "unbatched"])
-def test_reading_again_from_the_beginning_is_told(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_reading_again_from_the_beginning_logs_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert read(SOURCES[name]())
         assert not caplog.records
@@ -416,7 +416,7 @@ def test_reading_again_from_the_beginning_is_told(name: str, caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("name", ["shuffled tensors", "augmented", "list"])
-def test_what_begins_in_the_middle_warns_of_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_monitor_that_starts_in_the_middle_does_not_warn(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert read(SOURCES[name](), start=2)
     assert not caplog.records
 
@@ -443,7 +443,7 @@ def test_workers_change_nothing_and_end_with_the_reading() -> None:
 
 
 @starts_workers
-def test_workers_that_live_on_change_nothing() -> None:
+def test_persistent_workers_change_nothing() -> None:
     several = reader(augmented(**WORKERS, persistent_workers=True))
     next(several.batches(0))  # and stop early
     workers = {worker.pid for worker in multiprocessing.active_children()}
@@ -488,7 +488,7 @@ class Broken(Stream):
         DataLoader(Broken(), 1, **WORKERS),
     ],
 )
-def test_workers_end_after_an_error_whose_traceback_holds_on_to_them(broken: Any) -> None:
+def test_workers_end_after_an_error_whose_traceback_references_them(broken: Any) -> None:
     with pytest.raises((TypeError, ArithmeticError)) as info:
         read(broken)
     assert not multiprocessing.active_children()

@@ -209,7 +209,7 @@ class TestDigests:
         assert len(set(one)) == 8
         assert self.digests(DataLoader(range(64), 8, shuffle=True), 1, start=3) == one[3:]
 
-    def test_a_sampler_that_is_not_seeded_is_told_by_the_first_batch(self) -> None:
+    def test_an_unseeded_sampler_is_refused_at_the_first_batch(self) -> None:
         one, other = (self.digests(DataLoader(range(64), 8, sampler=Unseeded()), rank) for rank in range(2))
         assert one[0] != other[0]
 
@@ -217,7 +217,7 @@ class TestDigests:
     def test_any_index_has_one(self, index: Any) -> None:
         assert 0 <= digest([index, 0]) < 2**32
 
-    def test_other_indices_and_another_order_give_another_one(self) -> None:
+    def test_other_indices_or_another_order_change_the_fingerprint(self) -> None:
         digests = [digest(indices) for indices in ([1, 2], [2, 1], [1], [1, 2, 3], ["a", "b"], ["b", "a"])]
         assert all(one != other for one, other in pairwise(sorted(digests)))
 

@@ -96,7 +96,7 @@ CHANGES: dict[str, list[tuple[Event, Callable[[Any], None], int | None]]] = {
 @on_ranks(2)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("microbatch_size", [None, 1])
-def test_what_changes_on_all_ranks_is_averaged(change: str, microbatch_size: int | None) -> None:
+def test_parameters_that_change_on_all_ranks_are_averaged(change: str, microbatch_size: int | None) -> None:
     model = Stages()
     algorithms = [At(event, action, step) for event, action, step in CHANGES[change]]
     train(model, vectors(), "9ba", *algorithms, device_train_microbatch_size=microbatch_size)
@@ -130,7 +130,7 @@ def train_alone(change: str) -> nn.Module:
 
 
 @on_ranks(2)
-def test_what_changes_on_one_rank_is_named_before_the_update() -> None:
+def test_parameters_that_change_on_one_rank_raise_before_the_update() -> None:
     model = Stages()
     before: list[Any] = []
     keep = At(Event.BATCH_START, lambda state: before.append(model.second.weight.detach().clone()), 3)

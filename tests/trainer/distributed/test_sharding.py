@@ -54,7 +54,7 @@ def test_sharding_equals_copies_and_dropped_blocks_cost_nothing() -> None:
 
 @on_ranks(2)
 @pytest.mark.parametrize("size", [None, 1])
-def test_what_runs_next_is_gathered_in_advance_and_nothing_else(size: int | None) -> None:
+def test_only_the_next_executed_block_is_prefetched(size: int | None) -> None:
     """In the forward pass each gather begins before the layers before it have run, and all that is gathered runs."""
     gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
     model = make_model()
