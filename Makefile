@@ -39,6 +39,7 @@ bench: .venv/test
 	$(BIN)/python benchmarks/communication.py
 	$(BIN)/python benchmarks/checkpoints.py
 	$(BIN)/python benchmarks/stragglers.py --picture docs/stragglers.png
+	$(BIN)/python benchmarks/drop_path.py
 	for part in absent methods kernels rows inference memory plans; do $(BIN)/python benchmarks/stochastic_depth.py $$part; done
 
 # One stamp per extra: an install happens again when the requirements change.

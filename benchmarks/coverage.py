@@ -116,7 +116,8 @@ def as_markdown(results: Sequence[Result]) -> str:
         "Printed by `python benchmarks/coverage.py`, which builds every model on the meta device, with "
         f"torchvision {torchvision.__version__} and timm {timm.__version__}. *Complete* means that all residual blocks "
         "are converted and no block that looks residual is left as it is. Networks of torchvision without additive "
-        f"shortcuts are not counted ({', '.join(NOT_RESIDUAL)}); those of timm are.",
+        f"shortcuts are not counted ({', '.join(NOT_RESIDUAL)}); those of timm are. No forward is run: what only the "
+        "data show, such as rows that are not samples (MobileViT with the sample method), is refused at the first one.",
         "",
         "| | models | complete | partly | no | not built |",
         "|---|---|---|---|---|---|",

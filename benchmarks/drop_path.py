@@ -184,7 +184,7 @@ def main() -> None:
     """Measure, and print the table or write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--match", default="", help="only networks whose name contains this")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each variant is timed")
+    parser.add_argument("--rounds", type=int, default=12, help="how often each variant is timed")
     parser.add_argument("--quick", action="store_true", help="two rounds of two images")
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     arguments = parser.parse_args()
