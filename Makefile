@@ -5,11 +5,12 @@
 # make matrix     runs them on every supported Python that is found, with the lowest and the newest torch
 # make lint       checks style and types: those of the package as users install it, of tests and of benchmarks
 # make bench      measures, see docs/benchmarks.md
+# make bench-gpu  measures on the accelerator of this machine, and writes docs/benchmarks-gpu.md
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-slow coverage matrix lint bench clean
+.PHONY: train test test-slow coverage matrix lint bench bench-gpu clean
 
 train: .venv/cli
 	$(BIN)/etude train
@@ -41,6 +42,9 @@ bench: .venv/test
 	$(BIN)/python benchmarks/stragglers.py --picture docs/stragglers.png
 	$(BIN)/python benchmarks/drop_path.py
 	for part in absent methods kernels rows inference memory plans; do $(BIN)/python benchmarks/stochastic_depth.py $$part; done
+
+bench-gpu: .venv/test
+	$(BIN)/python benchmarks/gpu.py
 
 # One stamp per extra: an install happens again when the requirements change.
 .venv/%: setup.cfg pyproject.toml
