@@ -60,6 +60,16 @@ class Algorithm(ABC):
         """
         return False
 
+    @property
+    def skips_nonfinite_steps(self) -> bool:
+        """Whether the algorithm itself leaves its state as it is in a step whose update is skipped.
+
+        It can do so without waiting for the device, by `State.found_nonfinite`. Otherwise the Trainer copies the state
+        before every step, so `state_dict` and `rank_state_dict` should not read values from the device. The copy is
+        loaded if loss or gradients are not finite and that ends the training.
+        """
+        return False
+
     def gradient_units(self, state: State) -> Sequence[Sequence[nn.Module]]:
         """Groups of modules that are executed or skipped together in a step.
 

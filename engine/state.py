@@ -61,6 +61,8 @@ class State(Progress):
             no numbers.
         settings: The settings of the run, as plain values.
         is_stopped: Whether `stop_training` was called.
+        found_nonfinite: float32 scalar on the device, set before the update of each step: 1 if the update is skipped
+            because loss or gradients are not finite, else 0. None before the first step.
         settle: Waits until it is known whether the latest step was finite, and raises if it was not and may not be
             skipped. Must be called before weights are saved or evaluated.
         recompute_gradients: For an algorithm that needs gradients at other weights than those of the step. At
@@ -102,6 +104,7 @@ class State(Progress):
     train_metrics: dict[str, float | Tensor] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     is_stopped: bool = False
+    found_nonfinite: Tensor | None = field(default=None, repr=False)
     settle: Callable[[], None] = field(default=lambda: None, repr=False)
     recompute_gradients: Callable[[], None] = field(default=_refuse_to_recompute, repr=False)
 

@@ -1,12 +1,12 @@
 """A step whose flags the host has not read yet."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..engine import State, Timestamp
@@ -24,17 +24,19 @@ class PendingStep:
         flags: Flags of the step on the device.
         snapshot: Buffers before the step.
         timestamp: Timestamp before the step.
+        states: Functions that restore the algorithms and callbacks, with their arguments, from `copy_states`.
+        schedules: Schedulers and optimizers with their settings before the step, from `copy_schedules`.
         are_buffers_restored: Whether the device restores the buffers if the step is skipped.
         created: Parameters whose optimizer state the step created.
-        schedules: Schedulers and optimizers with their settings before the step.
     """
 
     flags: StepFlags
     snapshot: Snapshot
     timestamp: Timestamp
+    states: Sequence[tuple[Callable[[Any], Any], Any]] = ()
+    schedules: Sequence[tuple[Any, Any]] = ()
     are_buffers_restored: bool = False
     created: Sequence[tuple[Optimizer, nn.Parameter]] = ()
-    schedules: Sequence[tuple[Any, Any]] = ()
 
     def restore_buffers_if_nonfinite(self) -> bool:
         """Restore the buffers on the device if the step is skipped; False if only the host can."""
@@ -59,6 +61,8 @@ class PendingStep:
                     group.update(settings)
             else:
                 thing.load_state_dict(saved)
+        for load, saved in self.states:
+            load(saved)
         state.timestamp = self.timestamp
 
     def what_is_nonfinite(self) -> str:
@@ -69,12 +73,34 @@ class PendingStep:
         return f"the loss of step {self.timestamp.batch} is {loss}"
 
 
+def copy_states(state: State) -> list[tuple[Callable[[Any], Any], Any]]:
+    """The functions that restore the states of algorithms and callbacks, with copies of the states."""
+    copies: list[tuple[Callable[[Any], Any], Any]] = []
+    for algorithm in state.algorithms:
+        if not algorithm.skips_nonfinite_steps:
+            copies.append((algorithm.load_state_dict, _copied(algorithm.state_dict())))
+            copies.append((algorithm.load_rank_state_dict, _copied(algorithm.rank_state_dict())))
+    copies += [(callback.load_state_dict, _copied(callback.state_dict())) for callback in state.callbacks]
+    return copies
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested containers and their tensors."""
+    if isinstance(value, (float, int, str)):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if type(value) is list else deepcopy(value)
+
+
 def copy_schedules(state: State) -> Iterator[tuple[Any, Any]]:
     """The states of the schedulers, then the param_groups that they change, in the order of their restoration."""
     for scheduler in state.schedulers:
-        yield scheduler, deepcopy(scheduler.state_dict())
-    for optimizer in state.optimizers if state.schedulers else ():
+        yield scheduler, _copied(scheduler.state_dict())
+    for optimizer in state.optimizers:
         groups = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
-        yield optimizer, deepcopy(groups)
+        yield optimizer, _copied(groups)

@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward in microbatches, gradient averaging over ranks, and the update."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from .distributed.parallelism import Synchronizer
 from .flags import StepFlags, flag_step, flag_step_over_ranks
 from .forward_backward import ForwardBackward
 from .learning_rate import apply_schedules
-from .pending_step import PendingStep, copy_schedules
+from .pending_step import PendingStep, copy_schedules, copy_states
 from .precision import Precision
 from .update import can_skip_update, gradients, step_unless, unscale
 
@@ -55,10 +55,18 @@ class TrainStep:
         self._synchronizer = synchronizer
         self._pending: PendingStep | None = None
         self._running: tuple[PendingStep, Any] | None = None  # with its batch, while AFTER_TRAIN_BATCH runs
+        self._states: Sequence[tuple[Callable[[Any], Any], Any]] = ()
+        self._schedules: Sequence[tuple[Any, Any]] = ()
         self._is_interrupted = False
         self._state.settle = self.settle
         self._state.recompute_gradients = self.recompute_gradients
         self._warn_of_waits()
+
+    def begin(self) -> None:
+        """Copy the states of algorithms, callbacks and schedulers. Call it before the batch of the step is read."""
+        self._states = copy_states(self._state)
+        if self._does_step_schedulers or self._state.schedules:
+            self._schedules = list(copy_schedules(self._state))
 
     def __call__(self, is_interrupted: Callable[[], bool]) -> bool:
         """Run the step.
@@ -71,8 +79,8 @@ class TrainStep:
 
         Raises:
             FloatingPointError: If loss or gradients of more than `max_nonfinite_steps` consecutive steps are not
-                finite. Parameters, buffers, optimizers, schedulers and the timestamp are restored to their values
-                before the last of these steps.
+                finite. Parameters, buffers, optimizers, schedulers, algorithms, callbacks and the timestamp are
+                restored to their values before the last of these steps.
             RankLostError: If another rank does not respond.
         """
         state, run_event = self._state, self._engine.run_event
@@ -82,13 +90,14 @@ class TrainStep:
         batch = state.batch
         loss, snapshot = self._forward_backward()
         loss_parts = self._forward_backward.parts
-        step = PendingStep(self._flag(loss, is_interrupted()), snapshot, state.timestamp)
+        step = PendingStep(self._flag(loss, is_interrupted()), snapshot, state.timestamp, self._states, self._schedules)
         if self._pending is not None:
             self.settle()  # the step before
         unscale(state.optimizers, state.scaler)
         self._running = step, batch
         run_event(Event.AFTER_TRAIN_BATCH)
         self._running = None
+        state.found_nonfinite = step.flags.found_nonfinite
         must_wait = not all(map(can_skip_update, state.optimizers))
         if must_wait:
             self._settle_now(step)
@@ -151,13 +160,13 @@ class TrainStep:
         if not known.is_nonfinite:
             self._state.num_nonfinite_steps = 0
             return
-        self._state.num_nonfinite_steps += 1
-        if self._state.num_nonfinite_steps > self._max_nonfinite_steps:
+        if self._state.num_nonfinite_steps >= self._max_nonfinite_steps:
             step.undo(self._state)
             raise FloatingPointError(
                 f"{step.what_is_nonfinite()}, and at most max_nonfinite_steps={self._max_nonfinite_steps} such steps "
                 "in a row are skipped; parameters and optimizers are as they were before the step"
             )
+        self._state.num_nonfinite_steps += 1
         step.skip()
         if self._state.rank == 0:
             _log.warning("%s: the step is skipped", step.what_is_nonfinite())
@@ -208,8 +217,6 @@ class TrainStep:
 
     def _update(self, step: PendingStep, *, is_settled: bool) -> None:
         """Launch the update; the device skips it if loss or gradients are not finite."""
-        if self._does_step_schedulers and not is_settled:
-            step.schedules = list(copy_schedules(self._state))
         step.created = step_unless(step.flags.found_nonfinite, self._state.optimizers, self._state.scaler)
         if is_settled:
             return

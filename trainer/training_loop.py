@@ -132,6 +132,7 @@ class TrainingLoop:
             return True  # resumed at the end of the subset
         assert self.train_reader is not None, "Trainer.fit checks it"
         events = Event.BEFORE_DATALOADER, Event.AFTER_DATALOADER
+        self._step.begin()
         for _ in read_batches(self._engine, self.train_reader, *events, start=start):
             self._unfinished, self._batch = Event.BATCH_END, state.timestamp.batch
             is_interrupted = self._step(lambda: listener is not None and listener.received != 0)
@@ -145,6 +146,7 @@ class TrainingLoop:
                 return self._is_at_end_of_epoch()
             if state.timestamp.batch_in_epoch == state.train_subset_num_batches:
                 break
+            self._step.begin()
         return True
 
     def _evaluate(self) -> None:

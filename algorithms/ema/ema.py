@@ -47,7 +47,8 @@ class EMA(Algorithm):
 
     The average begins as a copy of the weights at the first update, and moves at every further one by
     ``average = smoothing * average + (1 - smoothing) * weight``, with ``smoothing = 2 ** (-update_interval /
-    half_life)``. Floating-point buffers are averaged too. From EVAL_START to EVAL_END the model has the averages;
+    half_life)``. Floating-point buffers are averaged too. A step that is skipped because its loss or gradients are not
+    finite does not change the averages. From EVAL_START to EVAL_END the model has the averages;
     training continues with its own weights. The averages are part of checkpoints, once for all ranks.
 
     Args:
@@ -95,6 +96,7 @@ class EMA(Algorithm):
             self._smoothing = 2 ** (-self._interval.value / self._half_life.value)
         self._parameters: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
+        self._first_skipped: Tensor | None = None  # until it is known whether the first update was skipped
         self._is_active = False  # whether the model has the averages, and this algorithm the weights that train
 
     @property
@@ -102,12 +104,18 @@ class EMA(Algorithm):
         """Whether the start is a fraction of the training."""
         return self._start.unit is TimeUnit.DURATION and bool(self._start)
 
+    @property
+    def skips_nonfinite_steps(self) -> bool:
+        """The averages stay as they are in such a step."""
+        return True
+
     def match(self, event: Event, state: State) -> bool:
         """When an update is due, and around evaluations as soon as there are averages."""
         if event is _EVENTS[self._interval.unit]:
             has_started = bool(self._parameters) or not self._start or state.progress(self._start) >= 1
             return has_started and state.timestamp.get(self._interval.unit).value % self._interval.value == 0
         if event is Event.EVAL_START:
+            self._forget_skipped_beginning()
             return bool(self._parameters) and not self._is_active
         # At FIT_START it is active only if an evaluation before was interrupted.
         return self._is_active and (event is Event.EVAL_END or event is Event.FIT_START)
@@ -115,7 +123,8 @@ class EMA(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Update the averages, or exchange them with the weights of the model."""
         if event is _EVENTS[self._interval.unit]:
-            self._update(state.model)
+            # Epochs end after it is known on the host whether their last step was skipped.
+            self._update(state.model, state.found_nonfinite if event is Event.BATCH_END else None)
         else:
             self._exchange(state.model)
 
@@ -141,6 +150,7 @@ class EMA(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of the parameters, which are the same on all ranks."""
+        self._forget_skipped_beginning()
         return {"averages": dict(self._parameters), "is_active": self._is_active}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,9 +162,11 @@ class EMA(Algorithm):
         if not isinstance(state["is_active"], bool):
             raise ValueError(f"is_active of EMA must be True or False, got {state['is_active']!r}")
         self._parameters, self._is_active = _check_tensors(state["averages"]), state["is_active"]
+        self._first_skipped = None
 
     def rank_state_dict(self) -> dict[str, Any]:
         """The averages of the buffers, which differ as each rank's BatchNorm sees its own rows."""
+        self._forget_skipped_beginning()
         return {"averages": dict(self._buffers)}
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,16 +177,25 @@ class EMA(Algorithm):
         """
         self._buffers = _check_tensors(state["averages"])
 
-    def _update(self, model: nn.Module) -> None:
+    def _update(self, model: nn.Module, is_skipped: Tensor | None) -> None:
+        """Move the averages, unless the device finds that the step is skipped."""
+        self._forget_skipped_beginning()
         if not self._parameters:
             self._parameters = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
             self._buffers = {name: tensor.detach().clone() for name, tensor in _buffers(model).items()}
+            self._first_skipped = is_skipped
             return
         averages, tensors = zip(*self._pairs(model), strict=True)
-        # The buffers of a step that is not finite are restored later, its parameters are not changed at all.
-        finite = [torch.where(tensor.isfinite(), tensor, average) for average, tensor in self._buffer_pairs(model)]
-        tensors = (*tensors[: len(tensors) - len(finite)], *finite)
-        _move_towards(averages, tensors, self._smoothing)
+        if is_skipped is not None:  # the buffers may be restored later, the parameters were not changed
+            kept = [torch.where(is_skipped != 0, average, tensor) for average, tensor in self._buffer_pairs(model)]
+            tensors = (*tensors[: len(tensors) - len(kept)], *kept)
+        _move_towards(averages, tensors, self._smoothing, is_skipped)
+
+    def _forget_skipped_beginning(self) -> None:
+        """Drop the averages if the step of the first update was skipped, which the host knows by the next step."""
+        first, self._first_skipped = self._first_skipped, None
+        if first is not None and first.item():
+            self._parameters, self._buffers = {}, {}
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
@@ -210,8 +231,17 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _move_towards(averages: Sequence[Tensor], tensors: Sequence[Tensor], smoothing: float) -> None:
-    """Update averages in place, those of one dtype, sharded or not, together; other dtypes than floats are copied."""
+def _move_towards(
+    averages: Sequence[Tensor], tensors: Sequence[Tensor], smoothing: float, is_skipped: Tensor | None = None
+) -> None:
+    """Update averages in place, those of one dtype, sharded or not, together; other dtypes than floats are copied.
+
+    Args:
+        averages: Changed in place.
+        tensors: What they move towards.
+        smoothing: Weight of the averages.
+        is_skipped: Scalar on the device: if it is 1, the averages stay as they are.
+    """
     groups: dict[tuple[torch.dtype, type], tuple[list[Tensor], list[Tensor]]] = {}
     for average, tensor in zip(averages, tensors, strict=True):
         if average.is_floating_point():
@@ -223,7 +253,24 @@ def _move_towards(averages: Sequence[Tensor], tensors: Sequence[Tensor], smoothi
             average.copy_(tensor)
     update = get_ema_multi_avg_fn(smoothing)
     for group in groups.values():
-        update(*group, None)
+        if is_skipped is None:
+            update(*group, None)
+        else:
+            _move_unless(is_skipped, *group, 1 - smoothing)
+
+
+def _move_unless(is_skipped: Tensor, averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
+    """Add ``weight * (tensor - average)`` to each average, or 0 if the step is skipped."""
+    averages, tensors = [[_local(tensor) for tensor in group] for group in (averages, tensors)]
+    changes = torch._foreach_sub(tensors, averages)
+    torch._foreach_mul_(changes, weight * (1 - is_skipped))
+    torch._foreach_add_(averages, changes)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The shard of a tensor on this rank, or the tensor itself."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
 
 
 def _check_period(value: str | Time, name: str) -> Time:
