@@ -6,7 +6,8 @@
 The sources are read from the given folder, outside of the repository. Their imports of Composer's engine (`ENGINE`)
 find etude; what is no part of the engine, such as helper functions for tensors and module surgery, is Composer's own.
 Each algorithm and callback then trains a small convolutional network for two epochs of four batches under
-`etude.Trainer`, with evaluations.
+`etude.Trainer`, with evaluations. Composer's SystemMetricsMonitor needs psutil, and what imports its CheckpointSaver a
+package of its platform.
 """
 
 import argparse

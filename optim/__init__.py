@@ -1,7 +1,7 @@
 """Learning rate schedules with durations as time strings, and parameter groups without weight decay."""
 
 from .parameter_groups import parameter_groups
-from .schedulers import (
+from .scheduler import (
     ComposerScheduler,
     ConstantScheduler,
     ConstantWithWarmupScheduler,
