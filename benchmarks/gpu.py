@@ -100,7 +100,7 @@ def make_network(setting: Setting, machine: Machine, **options: Any) -> nn.Modul
     """The network with the weights of one seed, channels-last."""
     torch.manual_seed(0)
     network = timm.create_model(setting.name, num_classes=10, **dict(setting.options), **options)
-    return network.to(machine.device, memory_format=torch.channels_last)
+    return network.to(machine.device).to(memory_format=torch.channels_last)
 
 
 def make_batch(setting: Setting, machine: Machine) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ def torchvision_mask(rate: float, machine: Machine) -> dict[str, Step]:
     for name, probability in (("plain", 0.0), ("torchvision's StochasticDepth", rate), ("taken over", rate)):
         torch.manual_seed(0)
         network = convnext_tiny(num_classes=10, stochastic_depth_prob=probability)
-        networks[name] = network.to(machine.device, memory_format=torch.channels_last)
+        networks[name] = network.to(machine.device).to(memory_format=torch.channels_last)
     cf.apply_stochastic_depth(networks["taken over"])
     return {name: training_step(network, batch, machine) for name, network in networks.items()}
 

@@ -80,7 +80,7 @@ def test_arguments_may_be_given_by_position_in_composers_order() -> None:
 
 
 KEYS = {"input_key": 0, "target_key": 1}
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "BlurPool": {"replace_convs": True, "replace_maxpools": True, "blur_first": True, "min_channels": 16},
     "ChannelsLast": {},
     "CutMix": {"alpha": 1.0, "interpolate_loss": False, "uniform_sampling": False, **KEYS},

@@ -59,6 +59,7 @@ def test_only_the_next_executed_block_is_prefetched(size: int | None) -> None:
     gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
     model = make_model()
     depth = StochasticDepth(drop_rate=0.7, drop_distribution="uniform")
+    counts: dict[str, int]
     gathered_before: list[int] = []  # for each block that runs, how many gathers there were before its first layer
     needed: list[tuple[int, int]] = []  # for each forward, gathers and units
 
