@@ -209,7 +209,9 @@ def check_optimizers(optimizers: Sequence[Optimizer], model: nn.Module) -> None:
     known = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
         if isinstance(optimizer, LBFGS):
-            raise ValueError("optimizers must step without a closure, got LBFGS, which needs one")
+            raise ValueError(
+                "optimizers must step without a closure, got LBFGS, which needs one; SGD or AdamW, for example, do"
+            )
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         num_unknown = sum(id(parameter) not in known for parameter in parameters)
         if num_unknown:

@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from etude import Algorithm, Event, Trainer
-from etude.algorithms import LabelSmoothing, StochasticDepth
+from etude.algorithms import EMA, GradientClipping, LabelSmoothing, StochasticDepth
 from etude.callbacks import LRMonitor, MemoryMonitor, SpeedMonitor
 from etude.engine import Engine, Logger, State
 from etude.trainer.data.batches import copy_stream, move, split
@@ -77,6 +77,10 @@ class Count(Algorithm):
         totals = [sum(seen.values()) for seen in self._seen]
         return [after - before for before, after in zip([0, *totals], totals, strict=False)]
 
+    @property
+    def until_the_last_step(self) -> Counter[str]:
+        return self._seen[-1]
+
     def match(self, event: Event, state: Any) -> bool:
         return event is Event.BATCH_END
 
@@ -121,8 +125,21 @@ def test_one_value_is_read_per_step(
     late = optimizer != "SGD"
     assert first == FIRST_LOOKS + (0 if late else 1), "a fused optimizer does not wait for the flags of its step"
     assert set(others) == {1}
-    assert set(reads.counts) == {"tolist", "__bool__"}
-    assert reads.counts["__bool__"] == FIRST_LOOKS
+    assert set(count.until_the_last_step) == {"tolist", "__bool__"}
+    assert count.until_the_last_step["__bool__"] == FIRST_LOOKS
+
+
+@pytest.mark.parametrize("optimizer", ["fused SGD", "fused AdamW"])
+@pytest.mark.parametrize("settings", [{}, {"device_train_microbatch_size": 2}, {"max_nonfinite_steps": 2}], ids=str)
+def test_one_value_is_read_per_step_with_a_loss_scaler(optimizer: str, settings: dict[str, Any]) -> None:
+    reads = Reads()
+    with reads.watch():
+        trainer, count = make_trainer(reads, optimizer, precision="amp_fp16", **settings)
+        reads.counts.clear()
+        trainer.fit()
+    first, *others = count.per_step
+    assert first == FIRST_LOOKS
+    assert set(others) == {1}
 
 
 def test_monitors_read_nothing() -> None:
@@ -183,8 +200,9 @@ def test_a_read_of_the_running_step_is_counted(tmp_path: Path, monkeypatch: pyte
 def test_a_pass_runs_where_every_read_is_an_error(method: Any, microbatch_size: int | None) -> None:
     """The meta device holds no values, so that whatever reads one raises."""
     depth, smoothing = StochasticDepth(drop_rate=0.5, stochastic_method=method), LabelSmoothing(0.1)
+    others = (GradientClipping("norm", 1.0), GradientClipping("adaptive", 0.1), EMA("2ba"))
     model: Any = tiny_resnet().to("meta")
-    state = State(model=model, algorithms=(depth, smoothing), device=torch.device("meta"))
+    state = State(model=model, algorithms=(depth, smoothing, *others), device=torch.device("meta"))
     engine = Engine(state, Logger(state))
     engine.run_event(Event.INIT)
     batch = [torch.empty(6, 3, 8, 8, device="meta"), torch.empty(6, dtype=torch.long, device="meta")]
@@ -205,6 +223,9 @@ def test_a_pass_runs_where_every_read_is_an_error(method: Any, microbatch_size: 
             engine.run_event(Event.AFTER_LOSS)
             state.loss.backward()
         assert model.module[0].weight.grad is not None, step
+        engine.run_event(Event.AFTER_TRAIN_BATCH)
+        engine.run_event(Event.BATCH_END)
+        state.found_nonfinite = torch.zeros((), device="meta")  # from the second update on
         with pytest.raises((RuntimeError, NotImplementedError)):
             state.loss.item()
 
