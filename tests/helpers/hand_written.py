@@ -60,7 +60,7 @@ def train_by_hand(situation: Situation, steps: Sequence[Recorded]) -> tuple[Netw
                 optimizer._opt_called = True  # type: ignore[attr-defined]  # the scheduler steps all the same
         if scheduler is not None:
             scheduler.step()
-        if situation.ema is not None:
+        if situation.ema is not None and is_finite:
             _average(averages, model, situation.ema)
     return model, averages
 
