@@ -45,24 +45,55 @@ def build_stochastic_depth(options: DepthOptions, *, has_own_rates: bool = False
     return StochasticDepth(**settings, drop_schedule=schedules or None)
 
 
-def build_others(regularization: RegularizationOptions, optimization: OptimizationOptions) -> list[Algorithm]:
+def build_others(
+    regularization: RegularizationOptions, optimization: OptimizationOptions, *, channels_last: bool
+) -> list[Algorithm]:
     """All algorithms but stochastic depth, in the order in which they act.
 
     Raises:
         ValueError: If an option is out of its range, or has no effect.
     """
-    from ..algorithms import EMA, GradientClipping, LabelSmoothing
+    from ..algorithms import EMA, BlurPool, ChannelsLast, CutMix, GradientClipping, LabelSmoothing, MixUp
 
-    found: list[Algorithm] = []
+    _check_together(regularization)
+    found: list[Algorithm] = [BlurPool()] if regularization.blurpool else []
+    if channels_last:
+        found.append(ChannelsLast())
+    if regularization.progressive_resizing is not None:
+        found.append(_build_resizing(regularization))
+    if regularization.mixup_alpha is not None:
+        found.append(MixUp(regularization.mixup_alpha))
+    if regularization.cutmix_alpha is not None:
+        found.append(CutMix(regularization.cutmix_alpha))
     if regularization.label_smoothing:
         found.append(LabelSmoothing(regularization.label_smoothing))
     if optimization.gradient_clipping is not None:
         found.append(GradientClipping(optimization.clipping_type, optimization.gradient_clipping))
     if regularization.ema_half_life is not None:
         found.append(EMA(regularization.ema_half_life, update_interval=regularization.ema_update_interval))
-    elif regularization.ema_update_interval is not None:
-        raise ValueError(
-            f"ema_update_interval must come with ema_half_life to have an effect, got "
-            f"{regularization.ema_update_interval!r}"
-        )
     return found
+
+
+def _check_together(options: RegularizationOptions) -> None:
+    needs = {
+        "ema_update_interval": "ema_half_life",
+        "resizing_delay": "progressive_resizing",
+        "resizing_finetune": "progressive_resizing",
+    }
+    for name, needed in needs.items():
+        if (value := getattr(options, name)) is not None and getattr(options, needed) is None:
+            raise ValueError(f"{name} must come with {needed} to have an effect, got {value!r}")
+    if options.mixup_alpha is not None and options.cutmix_alpha is not None:
+        raise ValueError(
+            f"mixup_alpha must not come with cutmix_alpha, as a batch is mixed once, got {options.mixup_alpha} and "
+            f"{options.cutmix_alpha}"
+        )
+
+
+def _build_resizing(options: RegularizationOptions) -> Algorithm:
+    from ..algorithms import ProgressiveResizing
+
+    assert options.progressive_resizing is not None, "the caller has checked it"
+    fractions = {"delay_fraction": options.resizing_delay, "finetune_fraction": options.resizing_finetune}
+    given: dict[str, Any] = {name: value for name, value in fractions.items() if value is not None}
+    return ProgressiveResizing(initial_scale=options.progressive_resizing, **given)

@@ -3,40 +3,19 @@
 import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
-from ..engine import Callback, Logger, State
+from ..engine import State
 from .job import Job
-
-_NUM_BATCHES = 2
-
-
-class _TwoBatches(Callback):
-    """Ends the training after two batches, and keeps the time of the second, as the first one starts up much."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._clock = 0.0
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        self._clock = time.perf_counter()
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        if state.device.type == "cuda":
-            torch.cuda.synchronize(state.device)
-        self.seconds = time.perf_counter() - self._clock
-        if int(state.timestamp.batch) >= _NUM_BATCHES:
-            state.stop_training()
+from .two_batches import TwoBatches
 
 
 def dry_run(job: Job) -> None:
     """Train and evaluate two batches, save a checkpoint that is thrown away, and print the estimates."""
     trainer, state = job.trainer, job.trainer.state
-    watch = _TwoBatches()
-    state.callbacks = [*state.callbacks, watch]
+    (watch,) = (callback for callback in state.callbacks if isinstance(callback, TwoBatches))
     trainer.fit()
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "checkpoint.pt"

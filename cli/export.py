@@ -29,6 +29,8 @@ def export(run: str, export_format: ExportFormat | None = None, output: str | No
     trained = load_trained(Path(run))
     image_size = trained.recorded.image_size
     export_network(trained.folded(), path, chosen, (3, image_size, image_size))
+    if trained.recorded.blurpool and chosen == "safetensors":
+        print("the weights are those of a network with BlurPool: cf.apply_blurpool(network) before loading them")
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -15,6 +15,7 @@ def finish(job: Job) -> None:
         resize_size=job.resize_size,
         mean=job.data.mean,
         std=job.data.std,
+        blurpool=job.options.regularization.blurpool,
         **record_depth(plan, job.options.depth.drop_unit),
     )
     save_trained(job.folder, job.averaged_network(), recorded)

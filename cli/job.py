@@ -32,6 +32,7 @@ from .optimization import build_optimizer, build_schedule, check_optimization
 from .options import TrainOptions
 from .resume import check_folder, check_same_classes, locate
 from .start import CHECKPOINTS
+from .two_batches import TwoBatches
 
 BEST = "max:metrics/eval/MulticlassAccuracy"
 
@@ -82,7 +83,7 @@ def build(options: TrainOptions) -> Job:
     options = resolve_options(options)
     optimization, depth = options.optimization, options.depth
     stochastic_depth = build_stochastic_depth(depth, has_own_rates=options.model.drop_path_rate is not None)
-    algorithms = build_others(options.regularization, optimization)
+    algorithms = build_others(options.regularization, optimization, channels_last=options.model.channels_last)
     check_duration("max_duration", optimization.max_duration)
     check_seed("seed", options.trainer.seed)
     device = check_device("device", options.trainer.device)
@@ -130,8 +131,6 @@ def _build_classifier(options: TrainOptions, data: ImageDataloaders, *, is_new: 
         start_from_weights(network, options.model.weights, data.num_classes, is_quiet=is_quiet)
     check_images_fit(network, data.image_size, _fewest_rows(options, data))
     freeze(network, options.model.freeze, data.num_classes)
-    if options.model.channels_last:
-        network.to(memory_format=torch.channels_last)
     return as_classifier(network, data.num_classes)
 
 
@@ -176,7 +175,7 @@ def _build_trainer(
         algorithms=algorithms,
         optimizers=build_optimizer(options.optimization, classifier.module, head),
         schedulers=build_schedule(options.optimization),
-        callbacks=[SpeedMonitor()] if options.dry_run else [SpeedMonitor(), saver],
+        callbacks=[SpeedMonitor(), TwoBatches() if options.dry_run else saver],
         run_name=None if options.dry_run else folder.name,
         **{**arguments, **start},
     )

@@ -117,12 +117,25 @@ class RegularizationOptions:
 
     Args:
         label_smoothing: Weight of the uniform distribution in the targets, in [0, 1].
+        mixup_alpha: Mix each image and its target with another one; the larger, the more equally.
+        cutmix_alpha: Replace a box of each image by that of another one; the larger, the larger the boxes. Not with
+            mixup_alpha.
+        blurpool: Filter what strided layers downsample.
+        progressive_resizing: Scale of height and width, in (0, 1), with which training begins.
+        resizing_delay: Fraction of the training at that scale; by default 0.5.
+        resizing_finetune: Fraction of the training with whole images at its end; by default 0.2.
         ema_half_life: Evaluate and keep an exponential moving average of the weights with this half-life, such as
             1000ba or 5ep.
         ema_update_interval: How often the average is updated, in the unit of its half-life.
     """
 
     label_smoothing: float = 0.0
+    mixup_alpha: float | None = None
+    cutmix_alpha: float | None = None
+    blurpool: bool = False
+    progressive_resizing: float | None = None
+    resizing_delay: float | None = None
+    resizing_finetune: float | None = None
     ema_half_life: str | None = None
     ema_update_interval: str | None = None
 

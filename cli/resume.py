@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..trainer import distributed
+from ..trainer.checks import check_run_name
 from .options import TrainerOptions, TrainOptions
 from .recipe import read_options, write_recipe
 from .start import CHECKPOINTS, RECIPE, resumed_folder
@@ -44,7 +45,9 @@ def locate(options: TrainOptions) -> tuple[str, dict[str, Any]]:
     resume, run_name = options.resume, options.run_name
     if resume is None:
         model = options.model.model.replace(":", "-")
-        run_name = distributed.from_rank_zero(run_name or f"{model}-{datetime.now():%Y%m%d-%H%M%S}")
+        if run_name is None:
+            run_name = distributed.from_rank_zero(f"{model}-{datetime.now():%Y%m%d-%H%M%S}")
+        check_run_name("run_name", run_name)
         if (Path("runs") / run_name / CHECKPOINTS).exists():
             raise FileExistsError(
                 f"there is a run in runs/{run_name} already: --resume runs/{run_name} continues it, and another "
@@ -64,7 +67,10 @@ def locate(options: TrainOptions) -> tuple[str, dict[str, Any]]:
         what = "has no checkpoints" if Path(resume).exists() else "does not exist"
         raise ValueError(f"resume must be auto, a run's folder or a checkpoint, got {resume!r}, which {what}")
     _check_same_options(options, folder)
-    return run_name or folder.resolve().name, {"load_path": path}
+    run_name = run_name or folder.resolve().name
+    is_own = path.is_dir() and folder.resolve() == (Path("runs") / run_name).resolve()
+    # A kill may leave a checkpoint that is newer than the one that the run names as its latest: autoresume accepts it.
+    return run_name, {"autoresume": True} if is_own else {"load_path": path}
 
 
 def check_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..algorithms.blurpool import apply_blurpool
 from ..algorithms.stochastic_depth import apply_stochastic_depth, fold_stochastic_depth
 from ..algorithms.stochastic_depth.plan import DropPlan
 from ..datasets import eval_transform
@@ -35,6 +36,7 @@ class Recorded:
         resize_size: Of the shorter side of an image before its centre is cropped.
         mean: Of each channel, in [0, 1], as it is subtracted.
         std: Of each channel.
+        blurpool: Whether its strided layers filter.
         drop_rates: Of each block at the end of training; empty for a plain network.
         scaling: When the rates scale the branches: evaluation or training.
         drop_unit: Whether the rates are those of blocks or of branches.
@@ -46,6 +48,7 @@ class Recorded:
     resize_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    blurpool: bool = False
     drop_rates: tuple[float, ...] = ()
     scaling: str = "evaluation"
     drop_unit: Literal["block", "branch"] = "block"
@@ -168,7 +171,8 @@ def load_evaluated_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _build(recorded: Recorded) -> nn.Module:
-    return create_model(recorded.model, len(recorded.class_names), image_size=recorded.image_size)
+    network = create_model(recorded.model, len(recorded.class_names), image_size=recorded.image_size)
+    return apply_blurpool(network) if recorded.blurpool else network
 
 
 def _has_factors(recorded: Recorded) -> bool:

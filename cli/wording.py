@@ -7,6 +7,7 @@ _OPTIONS = {
     "download=True": "--download",
     "autoresume=True": "--resume auto",
     "load_path": "--resume",
+    "folder must hold": "data must hold",
     "num_to_keep": "save_num_checkpoints_to_keep",
     "resume from it, pass": "resume from it, give",
 }

@@ -114,6 +114,9 @@ def _load(
             f"folder must hold {source.base_folder} as the archive of {source.__name__} unpacks, {folder} does not, or "
             "the files were changed; download=True downloads it there"
         ) from error
+    for part in (train, test):
+        if wrong := [target for target in part.targets if not 0 <= target < len(part.classes)]:
+            raise ValueError(f"folder must hold classes from 0 to {len(part.classes) - 1} only, it has {wrong[0]}")
     mean, std = resolve(normalization, lambda: [torch.from_numpy(train.data).movedim(-1, -3)])
     train.transform = train_transform(augmentation, image_size, mean, std, resize_size=image_size)
     test.transform = eval_transform(image_size, mean, std, resize_size=image_size)

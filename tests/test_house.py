@@ -193,7 +193,8 @@ def test_importing_the_rooms_imports_no_package_of_an_extra() -> None:
 
 def test_a_wheel_contains_every_module_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    tracked = [*FILES, *ROOT.glob("*.py"), *ROOT.rglob("README.md")]
+    recipes = sorted(ROOT.glob("recipes/*.yaml"))
+    tracked = [*FILES, *ROOT.glob("*.py"), *ROOT.rglob("README.md"), *recipes]
     tracked += [ROOT / name for name in ("setup.cfg", "pyproject.toml", "LICENSE", "py.typed")]
     for path in tracked:
         relative = path.relative_to(ROOT)
@@ -220,4 +221,5 @@ def test_a_wheel_contains_every_module_and_nothing_else(tmp_path: Path) -> None:
     modules = {f"etude/{path.relative_to(ROOT).as_posix()}" for path in FILES + sorted(ROOT.glob("*.py"))}
     cards = {f"etude/algorithms/{path.parent.name}/README.md" for path in (ROOT / "algorithms").glob("*/README.md")}
     assert len(cards) == len([*(ROOT / "algorithms").glob("*/__init__.py")])
-    assert packed == modules | cards | {"etude/py.typed"}
+    assert len(recipes) > 10
+    assert packed == modules | cards | {f"etude/recipes/{path.name}" for path in recipes} | {"etude/py.typed"}

@@ -154,6 +154,8 @@ def _branch_costs(
 def _parameters_of(block: nn.Module, run: Callable[[], Tensor]) -> list[nn.Parameter]:
     """The parameters of a block that a branch computes with."""
     trainable = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    if not trainable:
+        return []
     with torch.enable_grad():
         found = torch.autograd.grad(run().sum(), trainable, allow_unused=True)
     return [parameter for parameter, gradient in zip(trainable, found, strict=True) if gradient is not None]

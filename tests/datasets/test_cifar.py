@@ -10,7 +10,7 @@ import torch
 from torchvision import datasets
 
 from etude.datasets import ImageDataloaders, cifar10_dataloaders, cifar100_dataloaders
-from helpers.image_writing import write_cifar
+from helpers.image_writing import write_both_cifars
 
 Load = Callable[..., ImageDataloaders]
 sources = pytest.mark.parametrize(
@@ -21,15 +21,7 @@ sources = pytest.mark.parametrize(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Both sets with a few images; torchvision checks every file by its MD5."""
-    for source, num_classes in ((datasets.CIFAR10, 10), (datasets.CIFAR100, 100)):
-        digests = write_cifar(tmp_path / source.base_folder, num_classes)
-        for name in ("train_list", "test_list"):
-            files = [[file, digests[file]] for file, _ in getattr(source, name)]
-            monkeypatch.setattr(source, name, files)
-        monkeypatch.setattr(source, "meta", {**source.meta, "md5": digests[source.meta["filename"]]})
-        monkeypatch.setattr(source, "url", "http://localhost:1/nothing")
-    return tmp_path
+    return write_both_cifars(tmp_path, monkeypatch)
 
 
 @sources

@@ -5,8 +5,10 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 
 def write_image(path: Path, colour: int = 0, size: tuple[int, int] = (20, 16), seed: int = 0) -> Path:
@@ -54,6 +56,18 @@ def write_cifar(folder: Path, num_classes: int) -> dict[str, str]:
     for file, content in contents.items():
         (folder / file).write_bytes(pickle.dumps(content, 2))
     return {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in contents}
+
+
+def write_both_cifars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10 and CIFAR-100 with a few images; torchvision, which checks every file by its MD5, accepts them."""
+    for source, num_classes in ((datasets.CIFAR10, 10), (datasets.CIFAR100, 100)):
+        digests = write_cifar(folder / source.base_folder, num_classes)
+        for name in ("train_list", "test_list"):
+            files = [[file, digests[file]] for file, _ in getattr(source, name)]
+            monkeypatch.setattr(source, name, files)
+        monkeypatch.setattr(source, "meta", {**source.meta, "md5": digests[source.meta["filename"]]})
+        monkeypatch.setattr(source, "url", "http://localhost:1/nothing")
+    return folder
 
 
 def write_imagenet(folder: Path, counts: dict[str, int]) -> Path:
