@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 import etude
+from etude.algorithms.ema import torch_internals as ema_internals
 from etude.algorithms.stochastic_depth import torch_internals as depth_internals
 from etude.trainer import torch_internals
 
@@ -94,7 +95,40 @@ class Numbers(IterableDataset[int]):
         return iter(range(4))
 
 
+class TestEMA:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    def test_averages_move_together(self, dtype: torch.dtype) -> None:
+        """`torch._foreach_sub`, `torch._foreach_mul_` with a scalar tensor, and `torch._foreach_add_`."""
+        averages = [torch.randn(3, dtype=dtype), torch.randn(2, 2, dtype=dtype)]
+        tensors = [torch.randn_like(average) for average in averages]
+        before = [average.clone() for average in averages]
+        ema_internals.move_together(averages, tensors, torch.zeros(()))
+        assert all(map(torch.equal, averages, before))
+        ema_internals.move_together(averages, tensors, torch.tensor(0.25))
+        for found, old, tensor in zip(averages, before, tensors, strict=True):
+            assert found.dtype is dtype
+            torch.testing.assert_close(found, old + 0.25 * (tensor - old))
+
+
 class TestTrainer:
+    @pytest.mark.parametrize("flag", [0.0, 1.0])
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_a_flag_is_an_overflow_that_leaves_the_scale(self, flag: float, fused: bool) -> None:
+        """`GradScaler._found_inf_per_device`, `_scale`, `_growth_tracker` and `_per_optimizer_states`."""
+        parameter = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([parameter], lr=0.5, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+        scaler.scale(parameter.sum()).backward()
+        scaler.unscale_(optimizer)
+        torch_internals.discard_unscaled(scaler)
+        parameter.grad = torch.full((2,), 8.0)
+        scaler.unscale_(optimizer)  # which would raise if it had been unscaled already
+        torch_internals.flag_as_overflow(scaler, optimizer, torch.tensor(flag))
+        scaler.step(optimizer)
+        torch_internals.update_scale_unless(scaler, torch.tensor(flag))
+        assert parameter.tolist() == ([1.0, 1.0] if flag else [0.5, 0.5])
+        assert scaler.get_scale() == (8.0 if flag else 16.0)
+
     def test_batchnorm_base_is_the_base_of_every_batchnorm_that_torch_converts(self) -> None:
         """`torch.nn.modules.batchnorm._BatchNorm`."""
         for layer in (nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)):

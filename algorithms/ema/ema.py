@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...engine import Algorithm, Event, Logger, State, Time, TimeUnit, as_time
 from ...engine.checks import check_number
+from .torch_internals import move_together
 
 _EVENTS = {TimeUnit.BATCH: Event.BATCH_END, TimeUnit.EPOCH: Event.EPOCH_END}
 
@@ -256,15 +257,8 @@ def _move_towards(
         if is_skipped is None:
             update(*group, None)
         else:
-            _move_unless(is_skipped, *group, 1 - smoothing)
-
-
-def _move_unless(is_skipped: Tensor, averages: list[Tensor], tensors: list[Tensor], weight: float) -> None:
-    """Add ``weight * (tensor - average)`` to each average, or 0 if the step is skipped."""
-    averages, tensors = [[_local(tensor) for tensor in group] for group in (averages, tensors)]
-    changes = torch._foreach_sub(tensors, averages)
-    torch._foreach_mul_(changes, weight * (1 - is_skipped))
-    torch._foreach_add_(averages, changes)
+            own, moved = ([_local(tensor) for tensor in part] for part in group)
+            move_together(own, moved, (1 - smoothing) * (1 - is_skipped))
 
 
 def _local(tensor: Tensor) -> Tensor:
