@@ -16,7 +16,10 @@ from helpers.networks import LinearModel, images, tiny_resnet, vectors
 from helpers.ranks import on_ranks
 
 # The compiler looks at the gradients of its inputs, and torch warns if they are no parameters.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+]
 
 
 @pytest.fixture(autouse=True)
