@@ -47,7 +47,7 @@ def engine_of(algorithms=(), callbacks=(), destinations=()) -> Engine:
 
 class TestAlgorithms:
     def test_the_matching_ones_run_in_the_order_of_the_state(self):
-        log = []
+        log: list[Any] = []
         algorithms = [Act("a", log), Act("b", log, Event.BATCH_END), Act("c", log)]
         engine_of(algorithms).run_event(Event.BATCH_START)
         assert log == ["a", "c"]
@@ -60,14 +60,14 @@ class TestAlgorithms:
         assert algorithm.arguments == [(event, engine.state), (event, engine.state, engine.logger)]
 
     def test_one_that_does_not_match_is_not_applied(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of([Act("a", log, Event.BATCH_END)])
         assert engine.run_event(Event.BATCH_START) == ()
         assert log == []
 
     def test_all_match_before_the_first_acts(self):
         """An algorithm that changes the state does not decide whether the next one runs at this event."""
-        log = []
+        log: list[Any] = []
 
         class WhileUntouched(Act):
             def match(self, event, state):
@@ -91,7 +91,7 @@ class TestAlgorithms:
 
 class TestPasses:
     def test_a_pass_arranges_the_algorithms(self):
-        log = []
+        log: list[Any] = []
         algorithms = [Act("a", log), Act("b", log), Act("c", log)]
         engine = engine_of(algorithms)
         engine.register_pass(lambda matching, event: matching[::-1])
@@ -100,14 +100,14 @@ class TestPasses:
         assert [(trace.algorithm, trace.order) for trace in traces] == [(algorithms[n], 2 - n) for n in (2, 1, 0)]
 
     def test_a_pass_adds_and_removes_algorithms(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of([Act("a", log), Act("b", log)])
         engine.register_pass(lambda matching, event: [matching[1], Act("new", log)])
         engine.run_event(Event.BATCH_START)
         assert log == ["b", "new"]
 
     def test_a_pass_may_remove_everything(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of([Act("a", log)])
         engine.register_pass(lambda matching, event: [])
         assert engine.run_event(Event.BATCH_START) == ()
@@ -125,7 +125,7 @@ class TestPasses:
 
 class TestCallbacks:
     def test_they_run_after_the_algorithms_and_before_the_destinations(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of(
             [Act("algorithm", log)], [Note("first", log), Note("second", log)], [Note("destination", log)]
         )
@@ -152,22 +152,22 @@ class TestCallbacks:
             raise AssertionError("called")
 
         monkeypatch.setattr(Callback, event.value, explode)
-        log = []
+        log: list[Any] = []
         listener = Note("a", log) if event is not Event.BATCH_START else Callback()
         assert engine_of(callbacks=[listener]).run_event(event) == ()
         assert log == []
 
     def test_a_method_given_to_an_instance_is_called(self):
-        log = []
+        log: list[Any] = []
         callback = Callback()
-        callback.batch_end = lambda state, logger: log.append("called")
+        callback.batch_end = lambda state, logger: log.append("called")  # type: ignore[method-assign]
         engine_of(callbacks=[callback]).run_event(Event.BATCH_END)
         assert log == ["called"]
 
 
 class TestInit:
     def test_it_runs_once(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of([Act("a", log, Event.INIT)])
         engine.run_event(Event.INIT)
         with pytest.raises(RuntimeError, match="INIT runs once, on the raw model; it has run already"):
@@ -175,7 +175,7 @@ class TestInit:
         assert log == ["a"]
 
     def test_other_events_may_run_again(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of([Act("a", log)])
         engine.run_event(Event.BATCH_START)
         engine.run_event(Event.BATCH_START)
@@ -184,7 +184,7 @@ class TestInit:
 
 class TestClose:
     def test_callbacks_and_destinations_are_closed_once(self):
-        log = []
+        log: list[Any] = []
         engine = engine_of(callbacks=[Note("callback", log)], destinations=[Note("destination", log)])
         assert not engine.is_closed
         engine.close()
@@ -193,7 +193,7 @@ class TestClose:
         assert log == ["callback closed", "destination closed"]
 
     def test_one_that_fails_does_not_keep_the_others_open(self):
-        log = []
+        log: list[Any] = []
         errors = [OSError("disk"), ValueError("bar")]
         callbacks = [Note("a", log, errors[0]), Note("b", log), Note("c", log, errors[1])]
         engine = engine_of(callbacks=callbacks, destinations=[Note("d", log)])

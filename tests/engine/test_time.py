@@ -287,7 +287,8 @@ class TestArithmetic:
             Time(2, unit) * Time(3, unit)
 
     def test_times_can_be_summed(self):
-        assert sum([Time(1, "ba"), Time(2, "ba"), Time(3, "ba")]) == Time(6, "ba")
+        times: Any = [Time(1, "ba"), Time(2, "ba"), Time(3, "ba")]
+        assert sum(times) == Time(6, "ba")
 
     @pytest.mark.parametrize("combine", [operator.add, operator.sub, operator.truediv, operator.mod])
     @pytest.mark.parametrize(("unit", "other"), MIXED)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,9 @@ def csv_rows(folder) -> list[dict]:
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
+
+
+BAD_ROWS: list[Any] = [None, {}, [4], [[4]], [{}, {}], [[4, None]], [["4", {}]], [[-1, {}]]]
 
 
 class TestRows:
@@ -394,7 +398,7 @@ class TestState:
         [
             *(("last_step", value) for value in ("4", 4.0, True, -1, [4])),
             *(("num_written", value) for value in (None, "4", 4.0, True, -1)),
-            *(("rows", value) for value in (None, {}, [4], [[4]], [{}, {}], [[4, None]], [["4", {}]], [[-1, {}]])),
+            *(("rows", value) for value in BAD_ROWS),
             *(("rows", [[4, row]]) for row in ({"loss": "low"}, {"loss": [0.5]}, {"loss": torch.ones(())}, {4: 0.5})),
             ("rows", [[4, {"loss": 0.5}], [4, {"loss": 0.25}]]),
         ],

@@ -136,7 +136,7 @@ class TestBadData:
         model = linear_model()
         before = weights(model)
         plain = model.loss
-        model.loss = lambda outputs, batch: make(plain(outputs, batch))
+        model.loss = lambda outputs, batch: make(plain(outputs, batch))  # type: ignore[method-assign]
         with pytest.raises(ValueError, match=f"model.loss must return a tensor without dimensions, .*got {got}"):
             CPUTrainer(model, vectors(), None, "1ep").fit()
         assert torch.equal(weights(model), before)

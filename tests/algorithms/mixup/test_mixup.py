@@ -164,7 +164,7 @@ def test_it_mixes_masks_in_batches_of_any_form() -> None:
     rows = [{"image": torch.randn(3, 5, 5), "mask": torch.randint(4, (5, 5))} for _ in range(4)]
     seen = At(Event.BEFORE_LOSS, lambda state: state.batch)
     algorithm = MixUp(input_key="image", target_key="mask")
-    data = DataLoader(rows, 4)
+    data: DataLoader[Any] = DataLoader(rows, 4)
     Trainer(Segmenter(), data, max_duration="1ba", algorithms=algorithm, callbacks=seen, progress_bar=False).fit()
     (batch,) = seen.answers
     assert batch["mask"].shape == (4, 4, 5, 5)

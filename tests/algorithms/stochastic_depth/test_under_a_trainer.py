@@ -168,7 +168,8 @@ def test_after_the_run_the_model_draws_in_your_own_loop_again() -> None:
     trainer = build(True, settings)
     trainer.fit()
     untouched = cf.apply_stochastic_depth(tiny_resnet(), **settings)
-    (x, _), plans = next(iter(images())), ([], [])
+    x, _ = next(iter(images()))
+    plans: tuple[list[Any], list[Any]] = ([], [])
     for model, found in zip((trainer.state.model, untouched), plans, strict=True):
         model.train()
         for _ in range(5):

@@ -58,6 +58,7 @@ def test_parts_that_are_not_all_of_a_tensor_are_refused(parts: list[Any]) -> Non
 def test_an_index_of_another_form_is_refused(parts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_index(index(parts), FILES)
+    wrong: Any
     for wrong in (index(PARTS, dtype="float32"), index(PARTS, size=[1] * 10**5), {"weight": []}, []):
         with pytest.raises(ValueError, match="the index of the shards must"):
             check_index(wrong, FILES)

@@ -40,7 +40,8 @@ class Numbers(Dataset[Tensor]):
     """The numbers from 0, and which of them were asked for."""
 
     def __init__(self, length: int) -> None:
-        self.length, self.asked = length, []
+        self.length = length
+        self.asked: list[Any] = []
 
     def __len__(self) -> int:
         return self.length
@@ -270,7 +271,7 @@ def test_a_generator_of_the_users_counts_by_its_first_seed_and_is_put_back() -> 
 
 def test_set_epoch_of_a_sampler_is_called() -> None:
     def order(epoch: int) -> list[Any]:
-        sampler = DistributedSampler(range(10), num_replicas=1, rank=0, seed=3)
+        sampler: DistributedSampler[int] = DistributedSampler(range(10), num_replicas=1, rank=0, seed=3)
         found = read(ordered_by(sampler), epoch)
         assert sampler.epoch == epoch
         return found
@@ -286,7 +287,7 @@ def test_the_rows_of_every_batch_are_counted(name: str) -> None:
 
 def test_batches_have_the_form_that_the_dataloader_gives_them() -> None:
     samples = [{"inputs": torch.full((2,), float(n)), "target": (n, [n])} for n in range(4)]
-    dataloader = DataLoader(samples, 2)
+    dataloader: DataLoader[Any] = DataLoader(samples, 2)
     assert same(read(dataloader), list(dataloader))
     assert type(read(dataloader)[0]) is dict
     tensors = DataLoader(TensorDataset(torch.arange(4), torch.rand(4, 2)), 2)
@@ -378,7 +379,7 @@ def test_a_remedy_that_an_error_names_is_one() -> None:
 
 
 def test_batches_of_unknown_sizes_are_refused_when_they_are_listed() -> None:
-    dataloader = DataLoader(range(6), batch_sampler=Uneven(3, 1, 2))
+    dataloader: DataLoader[int] = DataLoader(range(6), batch_sampler=Uneven(3, 1, 2))
     with pytest.raises(ValueError, match="at least world_size=2 rows, batch 1 of epoch 4 has 1"):
         read(dataloader, epoch=4, world_size=2)
     settings = {"name": "eval_dataloader", "for_training": False, "world_size": 2}

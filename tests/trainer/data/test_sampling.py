@@ -85,7 +85,7 @@ class Together(Dataset[Tensor]):
 class TestLongEpochs:
     def test_an_epoch_is_not_listed_as_a_whole(self) -> None:
         sampler = RandomSampler(range(1000), replacement=True, num_samples=10**7)
-        dataloader = DataLoader(range(1000), 100, sampler=sampler)  # type: ignore[arg-type]
+        dataloader: DataLoader[int] = DataLoader(range(1000), 100, sampler=sampler)  # type: ignore[arg-type]
         tracemalloc.start()
         first = [batch.tolist() for batch, _ in islice(reader(dataloader).batches(0), 3)]
         _, peak = tracemalloc.get_traced_memory()
