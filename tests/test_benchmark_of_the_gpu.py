@@ -32,6 +32,7 @@ def test_small_settings_run_on_a_cpu() -> None:
     assert all(float(ratio) > 0 for *_, ratio in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_without_an_accelerator_it_says_so() -> None:
     run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=300)

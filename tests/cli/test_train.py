@@ -159,7 +159,7 @@ def forget_the_end(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("is_repeated", [True, False])
+@pytest.mark.parametrize("is_repeated", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_is_resumed_to_the_same_end(
     run: tuple[Path, str],
     tmp_path: Path,
@@ -179,6 +179,7 @@ def test_a_run_is_resumed_to_the_same_end(
     assert results_of(copy) == results_of(folder)
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_from_its_recipe_alone(
     run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +239,7 @@ def test_a_finished_run_says_so(
     assert "etude: runs/short at epoch 0, batch 8 is finished: nothing is left to train" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_prints_the_command_that_continues_it(
     run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_gradient_of_the_whole_batch_is_clipped(size: int) -> None:
     assert watch._norms == pytest.approx([0.01] * 6, rel=1e-3)
 
 
+@pytest.mark.slow
 @on_ranks(2)
 @pytest.mark.parametrize(("kind", "threshold"), [("norm", 0.05), ("value", 0.01), ("adaptive", 0.01)])
 def test_sharded_gradients_are_clipped_like_whole_ones(kind: str, threshold: float) -> None:

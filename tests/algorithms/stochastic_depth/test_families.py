@@ -36,6 +36,9 @@ def test_the_attention_of_swin_blocks_has_its_private_name() -> None:
     assert swin_v2_cr_attention(block, torch.randn(2, 8, 8, 16, dtype=torch.float64)).shape == (2, 8, 8, 16)
 
 
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "timm SENet" else name for name in FAMILIES]
+
+
 def test_every_known_type_is_tested() -> None:
     """Beside those of transformers, in test_hugging_face."""
     networks = [build(name)[0] for name in FAMILIES] + [build_small(name)[0] for name in NETWORKS]
@@ -44,7 +47,7 @@ def test_every_known_type_is_tested() -> None:
     assert names == {type_.name for path, type_ in BLOCK_TYPES.items() if not path.startswith("transformers.")}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_branches_are_all_that_a_block_computes(name: str) -> None:
     network, x = build(name)
     calls = calls_of(network.eval(), x, is_known)
@@ -60,7 +63,7 @@ def test_the_branches_are_all_that_a_block_computes(name: str) -> None:
         assert torch.allclose(out, plain, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_tracer_finds_the_branches_that_are_written_by_hand(name: str) -> None:
     network, x = build(name)
     for call in calls_of(network.eval(), x, is_known):
@@ -85,13 +88,13 @@ def test_the_tracer_finds_the_branches_that_are_written_by_hand(name: str) -> No
 
 
 @pytest.mark.parametrize("method", ["block", "sample"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_at_rate_zero_outputs_and_gradients_are_those_of_the_plain_network(name: str, method: Method) -> None:
     check_rate_zero(*build(name), method)
 
 
 @pytest.mark.parametrize("method", ["block", "sample"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_network_trains_folds_and_can_be_restored(name: str, method: Method) -> None:
     check_training_folding_and_removal(*build(name), method, folds=name not in CANNOT_FOLD)
 

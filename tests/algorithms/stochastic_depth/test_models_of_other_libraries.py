@@ -37,6 +37,7 @@ def close(share: float, rate: float, num_draws: int) -> bool:
     return abs(share - rate) < 5 * (rate * (1 - rate) / num_draws) ** 0.5
 
 
+@pytest.mark.slow
 @METHODS
 def test_a_resnet_of_timm_with_its_own_rate_is_dropped_once(method: Method) -> None:
     """Both masks together would drop the last block in 0.75 of the cases."""

@@ -95,7 +95,8 @@ def run_two_ranks(folder: Path, what: str) -> tuple[list[int], list[str]]:
 LOST = "RankLostError: rank {} of 2 got no answer: another process of this training has ended or hangs"
 
 
-@pytest.mark.parametrize("what", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["kill", "stop"])
 def test_the_other_rank_ends_with_a_clear_error(tmp_path: Path, what: str) -> None:
     codes, messages = run_two_ranks(tmp_path, what)
     assert codes[0] not in (0, -signal.SIGKILL)

@@ -88,6 +88,7 @@ def test_only_the_next_executed_block_is_prefetched(size: int | None) -> None:
     assert len({units for _, units in needed}) > 1
 
 
+@pytest.mark.slow
 @on_ranks(2)
 def test_sharded_runs_resume_as_shards_or_as_copies(tmp_path: Path) -> None:
     """On two ranks the arithmetic of shards is that of copies, so that every mixture ends the same, bit by bit."""
