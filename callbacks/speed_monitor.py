@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from operator import add
 from typing import Any, Literal, get_args
 
+import torch
+
 from ..engine import Callback, Logger, State
 from ..engine.checks import check_int, check_number
 from .step_clock import StepClock
@@ -60,7 +62,7 @@ class SpeedMonitor(Callback):
         self._window: deque[tuple[float, int, int]] = deque(maxlen=window_size + 1)  # seconds, batches, samples
         self._clock = 0.0
         self._eval_clock = 0.0
-        self._step_clock: StepClock | None = None
+        self._step_clock = StepClock(torch.device("cpu"))  # that of the device from FIT_START on
         self._part_seconds = (0.0,) * len(_PARTS)
         self._part_window: deque[tuple[float, ...]] = deque(maxlen=window_size + 1)
         self._has_warned = False
@@ -80,18 +82,15 @@ class SpeedMonitor(Callback):
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """Begin to measure a step."""
-        if self._step_clock is not None:
-            self._step_clock.begin_step()
+        self._step_clock.begin_step()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """End the wait for data."""
-        if self._step_clock is not None:
-            self._step_clock.end_part()
+        self._step_clock.end_part()
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """End the computation of the gradients."""
-        if self._step_clock is not None:
-            self._step_clock.end_part()
+        self._step_clock.end_part()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log the throughput and the elapsed times."""
@@ -114,9 +113,8 @@ class SpeedMonitor(Callback):
                 "time/total": (self._train_seconds + self._eval_seconds) / unit,
             }
         )
-        if self._step_clock is not None:
-            self._step_clock.end_step()
-            self._log_parts(self._step_clock, state, logger)
+        self._step_clock.end_step()
+        self._log_parts(state, logger)
 
     def eval_start(self, state: State, logger: Logger) -> None:
         """Start the clock of an evaluation."""
@@ -141,8 +139,8 @@ class SpeedMonitor(Callback):
         self._train_seconds, self._eval_seconds = float(state["train_seconds"]), float(state["eval_seconds"])
         self._part_seconds = tuple(float(seconds) for seconds in state["part_seconds"])
 
-    def _log_parts(self, clock: StepClock, state: State, logger: Logger) -> None:
-        for seconds in clock.finished():
+    def _log_parts(self, state: State, logger: Logger) -> None:
+        for seconds in self._step_clock.finished():
             if not self._part_window:  # the first step starts the workers and chooses the kernels
                 self._part_window.append(self._part_seconds)
                 continue

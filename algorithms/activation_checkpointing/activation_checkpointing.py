@@ -14,8 +14,7 @@ from ...engine import Algorithm, Event, Logger, State
 from ..exclusion import check_only_one
 from ..stochastic_depth import stochastic_blocks
 from ..stochastic_depth.discovery import find_blocks
-
-_BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+from ..stochastic_depth.stochastic_block import BATCHNORM
 
 
 def apply_activation_checkpointing(
@@ -151,7 +150,7 @@ class _Repetition(AbstractContextManager[None]):
         layers = list(module.modules())
         self._buffers = list(module.buffers())
         # BatchNorm does not read its running statistics in training, so their values need not be kept.
-        read = [layer for layer in layers if not (isinstance(layer, _BATCHNORM) and layer.training)]
+        read = [layer for layer in layers if not (isinstance(layer, BATCHNORM) and layer.training)]
         self._read = [buffer for layer in read for buffer in layer.buffers(recurse=False)]
         self._values = [buffer.clone() for buffer in self._read]
 

@@ -22,7 +22,7 @@ from .rates import check_rate
 from .rows import add_to_rows, take_rows
 from .torch_internals import is_in_backward, is_tracing, maybe_mark_dynamic
 
-_BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -247,7 +247,7 @@ class StochasticBlock(nn.Module):
         BatchNorm needs more than one value per channel, and a row of 1x1 maps has one. torch.compile makes a separate
         graph for a size of 1. The result of the neighbour is discarded, so the rate stays exact.
         """
-        if len(rows) > 1 or not (self._is_compiled() or any(isinstance(one, _BATCHNORM) for one in self.modules())):
+        if len(rows) > 1 or not (self._is_compiled() or any(isinstance(one, BATCHNORM) for one in self.modules())):
             return function(rows)
         neighbour = (int(kept.argmax()) + 1) % len(kept)
         return function(torch.cat([rows, x[neighbour : neighbour + 1].detach()]))[:1]
